@@ -1,0 +1,347 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use userswap::{DeviceSpec, FaultAround, FaultMode, Way};
+
+use crate::content::Kind;
+use crate::kernel_zram::Algorithm;
+use crate::size::{parse_duration, parse_size};
+
+const AFTER_HELP: &str = "\
+SIZE takes K, M, G (powers of 1024); DUR takes ns, us, ms, s; DEV is zram, zram:zstd or ram.
+Exit status: 0 good, 1 data lost or a check failed, 2 bad arguments or not possible on this host,
+128+N stopped by signal N.";
+
+/// User-space swap for Linux: show that it is right, measure it, see what works on this host.
+#[derive(Debug, Parser)]
+#[command(name = "userswap", version, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Hunt for lost updates: many threads add to every page while everything is paged out without pause
+    Stress(StressArgs),
+    /// Measure swap-in and swap-out, beside the kernel's where asked
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Say what works on this host, what does not, and what to do about it
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Throughput: all pages out, then all pages in, for each way in turn
+    Swapin(SwapinArgs),
+    /// Latency of threads that fault on the same pages in lockstep
+    Contend(ContendArgs),
+    /// Latency of single faults in random order, and the floor that this host sets
+    Fault(FaultArgs),
+}
+
+/// The ways in, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WayArg {
+    /// Past the swap cache, the entry pinned
+    Direct,
+    /// Through the swap cache
+    Cached,
+    /// Past the swap cache without a pin: loses data, to show that it does
+    Unpinned,
+}
+
+impl From<WayArg> for Way {
+    fn from(way: WayArg) -> Self {
+        match way {
+            WayArg::Direct => Way::Direct,
+            WayArg::Cached => Way::Cached,
+            WayArg::Unpinned => Way::Unpinned,
+        }
+    }
+}
+
+/// The ways in that a benchmark takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ways {
+    /// The three below
+    All,
+    /// Past the swap cache, the entry pinned
+    Direct,
+    /// Through the swap cache
+    Cached,
+    /// Past the swap cache without a pin
+    Unpinned,
+    /// No way of the engine: the kernel alone
+    None,
+}
+
+impl Ways {
+    /// In the order in which they are measured.
+    pub(crate) fn list(self) -> Vec<Way> {
+        match self {
+            Ways::All => vec![Way::Unpinned, Way::Direct, Way::Cached],
+            Ways::Direct => vec![Way::Direct],
+            Ways::Cached => vec![Way::Cached],
+            Ways::Unpinned => vec![Way::Unpinned],
+            Ways::None => Vec::new(),
+        }
+    }
+}
+
+/// The name of a way, as it is typed and printed.
+pub(crate) fn way_name(way: Way) -> &'static str {
+    match way {
+        Way::Direct => "direct",
+        Way::Cached => "cached",
+        Way::Unpinned => "unpinned",
+    }
+}
+
+/// How faults reach the engine, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FaultsArg {
+    /// Whichever suits this host
+    Auto,
+    /// In the faulting thread, by SIGBUS
+    Inline,
+    /// In handler threads
+    Thread,
+}
+
+impl From<FaultsArg> for FaultMode {
+    fn from(faults: FaultsArg) -> Self {
+        match faults {
+            FaultsArg::Auto => FaultMode::Auto,
+            FaultsArg::Inline => FaultMode::Inline,
+            FaultsArg::Thread => FaultMode::Thread,
+        }
+    }
+}
+
+/// The name of a fault mode, as it is typed and printed.
+pub(crate) fn fault_mode_name(mode: FaultMode) -> &'static str {
+    match mode {
+        FaultMode::Auto => "auto",
+        FaultMode::Inline => "inline",
+        FaultMode::Thread => "thread",
+    }
+}
+
+/// What is stressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Target {
+    /// This engine
+    Engine,
+    /// Plain memory and whatever swap the host has
+    Kernel,
+}
+
+/// The order in which pages are touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Order {
+    /// Ascending
+    Seq,
+    /// A random permutation of the whole region
+    Random,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StressArgs {
+    /// The way in
+    #[arg(long, value_enum, default_value = "direct")]
+    pub(crate) way: WayArg,
+    /// The swap device [default: ram]
+    #[arg(long, value_name = "DEV", value_parser = parse_device)]
+    pub(crate) device: Option<DeviceSpec>,
+    /// How much longer each read of the ram device takes, which widens the window [default: 1ms]
+    #[arg(long, value_name = "DUR", value_parser = parse_duration)]
+    pub(crate) delay: Option<Duration>,
+    /// Memory to swap
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// The swap area; as small as the memory, so that slots are soon used again
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
+    pub(crate) area: u64,
+    /// Threads that add; fewer where the host starts no more
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) workers: u32,
+    /// Rounds; 0 goes on until stopped
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) rounds: u64,
+    /// What is stressed; with kernel only --size, --workers, --rounds, --sleep and --json count
+    #[arg(long, value_enum, default_value = "engine")]
+    pub(crate) target: Target,
+    /// How faults reach the engine
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) faults: FaultsArg,
+    /// How long a worker sleeps between two pages; with very many workers between several pages, so that a round
+    /// takes no more than 4 million sleeps (32,000 workers: a minute or two on 2 CPUs). 0 never sleeps
+    #[arg(long, value_name = "DUR", default_value = "10us", value_parser = parse_duration)]
+    pub(crate) sleep: Duration,
+    /// One JSON object a round on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What all benchmarks take.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// The swap area
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
+    pub(crate) area: u64,
+    /// The engine's swap device
+    #[arg(long, value_name = "DEV", default_value = "zram", value_parser = parse_device)]
+    pub(crate) device: DeviceSpec,
+    /// How faults reach the engine
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) faults: FaultsArg,
+    /// What the pages hold
+    #[arg(long, value_enum, default_value = "mixed")]
+    pub(crate) content: Kind,
+    /// How often everything is measured, one after the other each time
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Measure the kernel's zram swap, too, in the same run (as root: sets up a device and takes it away again)
+    #[arg(long)]
+    pub(crate) kernel: bool,
+    /// The kernel zram's compressors, separated by commas
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "lzo-rle",
+        requires = "kernel"
+    )]
+    pub(crate) kernel_algo: Vec<Algorithm>,
+    /// What contents and random order follow from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SwapinArgs {
+    /// Memory to swap
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// The order in which pages are touched
+    #[arg(long, value_enum, default_value = "seq")]
+    pub(crate) order: Order,
+    /// The ways in
+    #[arg(long, value_enum, default_value = "all")]
+    pub(crate) way: Ways,
+    /// Threads that page out and touch, each its own part
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: u16,
+    /// Pages that one fault brings in: auto, or a power of two from 1 (off) to 64
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse_fault_around)]
+    pub(crate) fault_around: FaultAround,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ContendArgs {
+    /// Memory to swap
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// The ways in
+    #[arg(long, value_enum, default_value = "all")]
+    pub(crate) way: Ways,
+    /// How many threads touch each page together, several numbers separated by commas
+    #[arg(long, value_name = "N", default_value = "2,4", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(2..=1024))]
+    pub(crate) threads: Vec<u16>,
+    /// Pages that one fault brings in: auto, or a power of two from 1 (off) to 64
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_fault_around)]
+    pub(crate) fault_around: FaultAround,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FaultArgs {
+    /// Memory to swap
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// The ways in
+    #[arg(long, value_enum, default_value = "all")]
+    pub(crate) way: Ways,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// One JSON object a reading on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn parse_device(text: &str) -> Result<DeviceSpec, String> {
+    text.parse()
+        .map_err(|error: userswap::Error| error.to_string())
+}
+
+fn parse_fault_around(text: &str) -> Result<FaultAround, String> {
+    match text.parse::<usize>() {
+        _ if text == "auto" => Ok(FaultAround::Adaptive),
+        Ok(pages) if pages.is_power_of_two() && pages <= 64 => Ok(FaultAround::Fixed(pages)),
+        _ => Err(format!(
+            "'{text}' is neither auto nor a power of two from 1 to 64"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        // Default values that are parsed by the engine need no check here.
+        let _ = Cli::command();
+    }
+
+    #[test]
+    fn defaults_of_stress_are_the_sources() {
+        let Command::Stress(args) = Cli::parse_from(["userswap", "stress"]).command else {
+            panic!("not stress");
+        };
+        assert_eq!(
+            (args.size, args.area, args.workers),
+            (32 << 20, 32 << 20, 65_536)
+        );
+        assert_eq!(
+            (args.rounds, args.way, args.target),
+            (1, WayArg::Direct, Target::Engine)
+        );
+        assert!(args.device.is_none() && args.delay.is_none());
+    }
+
+    #[test]
+    fn fault_around_is_auto_or_a_power_of_two() {
+        assert_eq!(parse_fault_around("auto"), Ok(FaultAround::Adaptive));
+        assert_eq!(parse_fault_around("1"), Ok(FaultAround::Fixed(1)));
+        assert_eq!(parse_fault_around("64"), Ok(FaultAround::Fixed(64)));
+        for text in ["0", "3", "128", "-1", "many", ""] {
+            assert!(parse_fault_around(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn all_ways_are_in_the_order_of_measurement() {
+        let names: Vec<_> = Ways::All.list().into_iter().map(way_name).collect();
+        assert_eq!(names, ["unpinned", "direct", "cached"]);
+    }
+}

@@ -1,0 +1,230 @@
+//! `userswap bench fault`: what one fault takes, and what it takes at least on this host.
+
+use serde::Serialize;
+use userswap::{FaultAround, Way};
+
+use super::candidate::{Candidate, Name, candidates};
+use super::floor::{self, Floor};
+use super::latency::{Figures, Latencies};
+use super::phases;
+use super::stat::{grouped, ratio};
+use super::{stayed, verdict};
+use crate::args::FaultArgs;
+use crate::content::Content;
+use crate::exit::Status;
+use crate::interrupt;
+use crate::memory::Memory;
+use crate::progress::Progress;
+use crate::random::permutation;
+use crate::report::{Report, Table};
+use crate::size::human;
+
+/// One measurement, or with `repeat` left out the median of all.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    bench: &'static str,
+    #[serde(flatten)]
+    name: Name,
+    pages: usize,
+    #[serde(flatten)]
+    figures: Figures,
+    stayed_pages: usize,
+    verified: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeat: Option<u32>,
+}
+
+impl Row {
+    /// A line for figures that are not of faults, since the pages never went out.
+    fn stayed(&self) -> Option<String> {
+        stayed(&self.name.short(), self.stayed_pages, self.pages)
+    }
+}
+
+/// The medians, the floors, and how `direct` compares to the kernel's fastest compressor.
+#[derive(Clone, Debug, Serialize)]
+struct Summary {
+    bench: &'static str,
+    of: &'static str,
+    verified: bool,
+    page_cluster: Option<u32>,
+    medians: Vec<Row>,
+    floors: Vec<Floor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct_over_kernel_p50: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct_over_kernel_mean: Option<f64>,
+}
+
+/// Measures every candidate `--repeat` times, in turn.
+pub(crate) fn run(args: &FaultArgs) -> anyhow::Result<Status> {
+    let report = Report::new(args.common.json);
+    let candidates = candidates(
+        &args.common,
+        args.size,
+        &args.way.list(),
+        FaultAround::Fixed(1),
+    )?;
+    let content = Content::new(args.common.content, args.common.seed);
+    let pages = usize::try_from(args.size)? / crate::size::PAGE;
+    let order = permutation(pages, args.common.seed);
+    let progress = Progress::new(u64::from(args.common.repeat) * candidates.len() as u64 + 1);
+    progress.begin("floors");
+    let floors = floor::measure()?;
+    progress.end();
+    for floor in &floors {
+        progress.suspend(|| report.record(floor))?;
+    }
+    let mut rows = Vec::new();
+    for repeat in 0..args.common.repeat {
+        for candidate in &candidates {
+            progress.begin(candidate.name().short());
+            let row = measure(args, candidate, &content, &order, repeat)?;
+            progress.suspend(|| report.record(&row))?;
+            progress.end();
+            rows.push(row);
+        }
+    }
+    drop(progress);
+    let summary = summarize(&rows, floors);
+    report.line(format_args!("{}", Shown(args, &summary)))?;
+    report.record(&summary)?;
+    Ok(if summary.verified {
+        Status::Good
+    } else {
+        Status::Failed
+    })
+}
+
+fn measure(
+    args: &FaultArgs,
+    candidate: &Candidate,
+    content: &Content,
+    order: &[u32],
+    repeat: u32,
+) -> anyhow::Result<Row> {
+    let mut subject = candidate.open(usize::try_from(args.size)?)?;
+    phases::fill(&mut subject.memory, content)?;
+    let out = phases::page_out(&subject.memory, 1)?;
+    let latencies = touch_each(&subject.memory, order)?;
+    let wrong_pages = phases::wrong_pages(&mut subject.memory, content)?;
+    Ok(Row {
+        bench: "fault",
+        name: candidate.name(),
+        pages: order.len(),
+        figures: latencies.figures(),
+        stayed_pages: out.stayed,
+        verified: wrong_pages == 0,
+        repeat: Some(repeat),
+    })
+}
+
+fn touch_each(memory: &Memory, order: &[u32]) -> anyhow::Result<Latencies> {
+    let mut latencies = Latencies::new()?;
+    for &page in order {
+        interrupt::check()?;
+        latencies.touch(memory, page as usize);
+    }
+    Ok(latencies)
+}
+
+fn summarize(rows: &[Row], floors: Vec<Floor>) -> Summary {
+    let median_of = |rows: Vec<&Row>| Row {
+        figures: Figures::median_of(rows.iter().map(|row| row.figures)),
+        stayed_pages: rows.iter().map(|row| row.stayed_pages).max().unwrap_or(0),
+        verified: rows.iter().all(|row| row.verified),
+        repeat: None,
+        ..rows[0].clone()
+    };
+    let medians: Vec<Row> = grouped(rows, |row| row.name)
+        .into_iter()
+        .map(median_of)
+        .collect();
+    let direct = medians
+        .iter()
+        .find(|row| row.name.is_way(Way::Direct) && row.stayed().is_none())
+        .map(|row| row.figures);
+    let kernel = |value: fn(&Figures) -> f64| {
+        let kernels = medians
+            .iter()
+            .filter(|row| row.name.is_kernel() && row.stayed().is_none());
+        kernels
+            .map(|row| value(&row.figures))
+            .min_by(f64::total_cmp)
+    };
+    let compare = |value: fn(&Figures) -> f64| ratio(direct.as_ref().map(value), kernel(value));
+    Summary {
+        bench: "summary",
+        of: "fault",
+        verified: rows.iter().all(|row| row.verified),
+        page_cluster: page_cluster(),
+        direct_over_kernel_p50: compare(|figures| figures.p50_ns as f64),
+        direct_over_kernel_mean: compare(|figures| figures.mean_ns),
+        medians,
+        floors,
+    }
+}
+
+/// The kernel's readahead, as a power of two of pages. It does not apply to a device that answers at once, like zram.
+fn page_cluster() -> Option<u32> {
+    std::fs::read_to_string("/proc/sys/vm/page-cluster")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// The summary for people.
+struct Shown<'a>(&'a FaultArgs, &'a Summary);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Shown(args, summary) = self;
+        let size = human(args.size);
+        writeln!(
+            f,
+            "{size}, single faults in random order, medians of {}",
+            args.common.repeat
+        )?;
+        let mut table = Table::new(&[&["what"][..], &Figures::HEAD[..]].concat());
+        let named = |name: String, figures: &Figures| [vec![name], figures.cells()].concat();
+        for row in &summary.medians {
+            table.row(named(row.name.short(), &row.figures));
+        }
+        for floor in &summary.floors {
+            table.row(named(floor.what.to_owned(), &floor.figures));
+        }
+        write!(f, "{table}")?;
+        for row in &summary.medians {
+            if let Some(line) = row.stayed() {
+                write!(f, "\n{line}")?;
+            }
+        }
+        for (what, ratio) in [
+            ("direct / kernel, p50", summary.direct_over_kernel_p50),
+            ("direct / kernel, mean", summary.direct_over_kernel_mean),
+        ] {
+            if let Some(ratio) = ratio {
+                write!(f, "\n{what:<22}{ratio:.3}")?;
+            }
+        }
+        if let Some(page_cluster) = summary.page_cluster {
+            write!(f, "\nvm.page-cluster is {page_cluster}")?;
+        }
+        write!(f, "\n{}", verdict(summary.verified))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size::PAGE;
+
+    #[test]
+    fn every_page_is_touched_once() {
+        let memory = Memory::kernel(50 * PAGE).expect("mapping");
+        let latencies = touch_each(&memory, &permutation(50, 1)).expect("latencies");
+        assert_eq!(latencies.figures().count, 50);
+        assert_eq!(memory.resident_pages().expect("residency"), 50);
+    }
+}

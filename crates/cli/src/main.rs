@@ -1,0 +1,54 @@
+//! The `userswap` command: stress the engine, measure it, say what works on this host.
+
+mod args;
+mod bench;
+mod content;
+mod doctor;
+mod exit;
+mod interrupt;
+mod kernel_zram;
+mod memory;
+mod os;
+mod progress;
+mod random;
+mod report;
+mod size;
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;
+mod stress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Bench, Cli, Command};
+use exit::Status;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::explain_usage(&error),
+    };
+    match run(&cli.command) {
+        Ok(status) => status.into(),
+        Err(error) => exit::explain(&error),
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<Status> {
+    interrupt::install()?;
+    match command {
+        Command::Stress(args) => stress::run(args),
+        Command::Bench {
+            what: Bench::Swapin(args),
+        } => bench::swapin(args),
+        Command::Bench {
+            what: Bench::Contend(args),
+        } => bench::contend(args),
+        Command::Bench {
+            what: Bench::Fault(args),
+        } => bench::fault(args),
+        Command::Doctor(args) => doctor::run(args),
+    }
+}

@@ -1,0 +1,224 @@
+//! The memory that is swapped: a region of the engine, or a plain mapping that the kernel swaps.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use anyhow::Context;
+use userswap::{Advice, DeviceSpec, Engine, FaultAround, FaultMode, Region, Stats, Way};
+use userswap_sys::host;
+use userswap_sys::mapping::{self, Mapping};
+
+use crate::os;
+use crate::size::{PAGE, human, rounded};
+
+/// How to build an engine.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineSetup {
+    pub(crate) device: DeviceSpec,
+    pub(crate) area: u64,
+    pub(crate) way: Way,
+    pub(crate) faults: FaultMode,
+    pub(crate) fault_around: FaultAround,
+}
+
+/// Swappable memory.
+///
+/// Shared access goes through atomics only ([`Memory::word`], [`Memory::touch`]); plain bytes need `&mut`
+/// ([`Memory::bytes`]). So no reference to plain bytes ever meets another thread's access.
+pub(crate) struct Memory {
+    backing: Backing,
+}
+
+enum Backing {
+    // The region before its engine: fields are dropped in this order.
+    Engine { region: Region, engine: Engine },
+    Kernel { mapping: Mapping },
+}
+
+impl Memory {
+    /// A region of a new engine.
+    pub(crate) fn engine(setup: &EngineSetup, len: usize) -> anyhow::Result<Self> {
+        let engine = Engine::builder()
+            .device(setup.device.clone())
+            .area(setup.area)
+            .way(setup.way)
+            .faults(setup.faults)
+            .fault_around(setup.fault_around)
+            .build()?;
+        let region = engine.region(len)?;
+        Ok(Self {
+            backing: Backing::Engine { region, engine },
+        })
+    }
+
+    /// Plain anonymous memory in base pages, which the kernel swaps.
+    pub(crate) fn kernel(len: usize) -> anyhow::Result<Self> {
+        let mapping = Mapping::reserve(len, PAGE)?;
+        // A huge page would go out and come in as one: not what is compared here.
+        mapping.advise_no_huge()?;
+        Ok(Self {
+            backing: Backing::Kernel { mapping },
+        })
+    }
+
+    /// The engine's figures; none for kernel memory.
+    pub(crate) fn stats(&self) -> Option<Stats> {
+        match &self.backing {
+            Backing::Engine { engine, .. } => Some(engine.stats()),
+            Backing::Kernel { .. } => None,
+        }
+    }
+
+    /// How the engine takes faults; none for kernel memory.
+    pub(crate) fn fault_mode(&self) -> Option<FaultMode> {
+        match &self.backing {
+            Backing::Engine { engine, .. } => Some(engine.fault_mode()),
+            Backing::Kernel { .. } => None,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match &self.backing {
+            Backing::Engine { region, .. } => region.len(),
+            Backing::Kernel { mapping } => mapping.len(),
+        }
+    }
+
+    pub(crate) fn pages(&self) -> usize {
+        self.len() / PAGE
+    }
+
+    /// Word `index` (of 64 bits) of page `page`.
+    pub(crate) fn word(&self, page: usize, index: usize) -> &AtomicU64 {
+        assert!(
+            page < self.pages() && index < PAGE / 8,
+            "word {index} of page {page} is outside"
+        );
+        // SAFETY: inside the memory (checked above), which lives as long as `self`; aligned, since pages are and
+        // words are counted in words; plain references need `&mut self`, so all shared access is atomic.
+        unsafe { AtomicU64::from_ptr(self.base().add(page * PAGE).cast::<u64>().add(index)) }
+    }
+
+    /// Reads one byte of page `page`, so that it must be in memory.
+    #[inline]
+    pub(crate) fn touch(&self, page: usize) -> u8 {
+        assert!(page < self.pages(), "page {page} is outside");
+        // SAFETY: as in `word`; a byte needs no alignment.
+        let byte = unsafe { AtomicU8::from_ptr(self.base().add(page * PAGE)) };
+        std::hint::black_box(byte.load(Ordering::Relaxed))
+    }
+
+    /// The plain bytes, for filling and checking by one thread.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        match &mut self.backing {
+            Backing::Engine { region, .. } => region,
+            // SAFETY: the mapping is readable, writable and zero-filled over its whole length and is unmapped only when
+            // dropped; `&mut self` excludes every other access for as long as the slice lives.
+            Backing::Kernel { mapping } => unsafe {
+                std::slice::from_raw_parts_mut(mapping.as_ptr(), mapping.len())
+            },
+        }
+    }
+
+    /// Asks for `range` (bytes, whole pages) to be swapped out. Some pages may stay: see [`Memory::resident_pages`].
+    pub(crate) fn page_out(&self, range: Range<usize>) -> anyhow::Result<()> {
+        match &self.backing {
+            Backing::Engine { region, .. } => {
+                region.advise(range, Advice::PageOut)?;
+            }
+            Backing::Kernel { mapping } => {
+                assert!(
+                    range.start <= range.end && range.end <= mapping.len(),
+                    "{range:?} is outside"
+                );
+                let addr = mapping.as_ptr().wrapping_add(range.start);
+                os::page_out(addr, range.len()).context("madvise(MADV_PAGEOUT) was refused")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many pages are in memory now.
+    pub(crate) fn resident_pages(&self) -> anyhow::Result<usize> {
+        Ok(mapping::resident_pages(self.base() as usize, self.len())?)
+    }
+
+    fn base(&self) -> *mut u8 {
+        match &self.backing {
+            Backing::Engine { region, .. } => region.as_mut_ptr(),
+            Backing::Kernel { mapping } => mapping.as_ptr(),
+        }
+    }
+}
+
+/// Refuses a `size` of memory that this host cannot hold in full, as it must be while it is filled.
+pub(crate) fn must_fit(size: u64) -> anyhow::Result<()> {
+    let machine = host::memory().ok().map(|memory| memory.available);
+    let cgroups = host::cgroup_memory().ok().flatten();
+    let cgroup = cgroups
+        .as_ref()
+        .and_then(|cgroups| cgroups.fullest()?.headroom());
+    for (available, whose) in [
+        (machine, "this host"),
+        (cgroup, "this process's memory cgroup"),
+    ] {
+        if let Some(available) = available.filter(|&available| available < size) {
+            anyhow::bail!(
+                "--size {} does not fit into the {} of memory that {whose} has left; use a smaller --size",
+                human(size),
+                rounded(available)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses more memory than the swap area can hold.
+pub(crate) fn must_fit_area(size: u64, area: u64) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        size <= area,
+        "--size {} is larger than --area {}: the area must hold every page; raise --area or lower --size",
+        human(size),
+        human(area)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_memory_reads_back_what_is_written() {
+        let mut memory = Memory::kernel(4 * PAGE).expect("mapping");
+        memory.bytes()[2 * PAGE] = 7;
+        assert_eq!(memory.touch(2), 7);
+        memory.word(3, 1).store(99, Ordering::Relaxed);
+        assert_eq!(memory.bytes()[3 * PAGE + 8], 99);
+        assert_eq!(
+            (memory.pages(), memory.resident_pages().expect("residency")),
+            (4, 2)
+        );
+        assert!(memory.stats().is_none() && memory.fault_mode().is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "outside")]
+    fn touching_outside_is_refused() {
+        Memory::kernel(PAGE).expect("mapping").touch(1);
+    }
+
+    #[test]
+    fn sizes_that_cannot_fit_are_refused() {
+        assert!(must_fit(1 << 20).is_ok());
+        assert!(must_fit(1 << 60).is_err());
+        assert!(must_fit_area(4096, 4096).is_ok());
+        let said = must_fit_area(64 << 20, 32 << 20)
+            .expect_err("too large")
+            .to_string();
+        assert!(
+            said.contains("--size 64M is larger than --area 32M"),
+            "{said}"
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! The system calls that have no safe wrapper.
+
+pub(crate) mod threads;
+
+use std::ffi::{CString, c_int};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use rustix::mm::{Advice, madvise};
+
+/// Asks the kernel to page out `len` bytes at `addr`, both whole pages.
+pub(crate) fn page_out(addr: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: MADV_PAGEOUT changes where a page is kept, never what it reads as, so whatever is mapped there and
+    // whoever holds references into it is not affected.
+    unsafe { madvise(addr.cast(), len, Advice::LinuxPageOut) }.map_err(io::Error::from)
+}
+
+/// Switches swap on at `device`, before every area of a lower `priority`.
+pub(crate) fn swapon(device: &Path, priority: i16) -> io::Result<()> {
+    const SWAP_FLAG_PREFER: c_int = 0x8000;
+    const SWAP_FLAG_PRIO_MASK: c_int = 0x7fff;
+    let flags = SWAP_FLAG_PREFER | (c_int::from(priority) & SWAP_FLAG_PRIO_MASK);
+    let path = CString::new(device.as_os_str().as_bytes())?;
+    // SAFETY: swapon reads the path, which lives until after the call, and no other memory of ours.
+    check(unsafe { libc::swapon(path.as_ptr(), flags) })
+}
+
+/// Switches swap off at `device`; what is there comes back into memory first.
+pub(crate) fn swapoff(device: &Path) -> io::Result<()> {
+    let path = CString::new(device.as_os_str().as_bytes())?;
+    // SAFETY: as for swapon; the kernel moves the pages back itself and their contents stay.
+    check(unsafe { libc::swapoff(path.as_ptr()) })
+}
+
+/// Makes `handler` answer `signal` from now on. Interrupted system calls are not restarted.
+///
+/// `handler` must be async-signal-safe: it runs between any two instructions of any thread.
+pub(crate) fn on_signal(signal: c_int, handler: extern "C" fn(c_int)) -> io::Result<()> {
+    // SAFETY: a zeroed sigaction is a valid one (no flags, empty mask); the handler has the signature that a
+    // sigaction without SA_SIGINFO calls; a null old action is allowed.
+    check(unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        libc::sigaction(signal, &action, std::ptr::null_mut())
+    })
+}
+
+/// Ends the process at once, from a signal handler.
+pub(crate) fn exit_now(status: c_int) -> ! {
+    // SAFETY: _exit runs no destructors and is async-signal-safe.
+    unsafe { libc::_exit(status) }
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// While it lives, a SIGBUS of an access is answered by a function; then what answered before answers again.
+///
+/// For the time in which no engine runs: the engine installs a handler of its own, for good.
+pub(crate) struct SigbusHandler {
+    before: libc::sigaction,
+}
+
+/// Answers a fault at an address: whether the access can be repeated. Async-signal-safe.
+pub(crate) type AnswerFault = fn(usize) -> bool;
+
+static ANSWER: AtomicPtr<()> = AtomicPtr::new(std::ptr::null_mut());
+
+impl SigbusHandler {
+    pub(crate) fn install(answer: AnswerFault) -> io::Result<Self> {
+        ANSWER.store(answer as *mut (), Ordering::Release);
+        // SAFETY: zeroed sigactions are valid; the handler has the signature that SA_SIGINFO asks for.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let mut before: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_sigbus as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_SIGINFO;
+            check(libc::sigaction(libc::SIGBUS, &action, &mut before))?;
+            Ok(Self { before })
+        }
+    }
+}
+
+impl Drop for SigbusHandler {
+    fn drop(&mut self) {
+        // SAFETY: puts back what sigaction gave out. It cannot fail with a valid signal and action.
+        unsafe { libc::sigaction(libc::SIGBUS, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+extern "C" fn on_sigbus(_: c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo; only `install` writes ANSWER, from an `AnswerFault`,
+    // before this handler is in force.
+    let answered = unsafe {
+        let answer: AnswerFault = std::mem::transmute(ANSWER.load(Ordering::Acquire));
+        answer((*info).si_addr() as usize)
+    };
+    if !answered {
+        // The access would repeat for ever.
+        exit_now(128 + libc::SIGBUS);
+    }
+}
+
+/// Reads a byte that a fault may have to bring in.
+///
+/// # Safety
+/// `address` is mapped and readable, by way of a fault at most, and no thread writes there meanwhile.
+pub(crate) unsafe fn read_byte(address: *const u8) -> u8 {
+    // SAFETY: the same contract. Volatile, since the access itself is what matters.
+    unsafe { address.read_volatile() }
+}

@@ -1,0 +1,253 @@
+//! The kernel's side of the benchmarks, and that nothing of it stays behind.
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use support::{outcome, records, skip, userswap};
+
+/// Whether the kernel's zram can be used here; says so where not.
+///
+/// The tests take turns: each would otherwise clean up what another is looking at.
+fn usable(test: &str) -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let reason = if !rustix::process::geteuid().is_root() {
+        "not root"
+    } else if !Path::new("/sys/class/zram-control").exists() {
+        "the kernel has no zram"
+    } else {
+        return Some(TURN.lock().unwrap_or_else(PoisonError::into_inner));
+    };
+    skip(test, reason);
+    None
+}
+
+/// The zram devices whose swap header names this process.
+fn devices_of(pid: u32) -> Vec<PathBuf> {
+    let label = format!("userswap:{pid}\0");
+    let ours = |device: &PathBuf| {
+        let mut header = [0; 4096];
+        let read = File::open(device).and_then(|file| file.read_exact_at(&mut header, 0));
+        read.is_ok() && header[1052..].starts_with(label.as_bytes())
+    };
+    let blocks = fs::read_dir("/sys/block").expect("block devices");
+    let devices = blocks
+        .flatten()
+        .map(|block| Path::new("/dev").join(block.file_name()));
+    devices
+        .filter(|device| device.to_string_lossy().starts_with("/dev/zram"))
+        .filter(ours)
+        .collect()
+}
+
+fn is_swap(device: &Path) -> bool {
+    let swaps = fs::read_to_string("/proc/swaps").expect("swaps");
+    swaps
+        .lines()
+        .any(|line| line.split_whitespace().next() == device.to_str())
+}
+
+/// Starts a long kernel measurement and waits until swap is on at its device.
+fn start_long_run() -> (Child, PathBuf) {
+    let mut child = userswap(&["bench", "swapin", "--way", "none", "--kernel"])
+        .args(["--size", "256M", "--repeat", "1000"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let device = loop {
+        let devices = devices_of(child.id());
+        let found = devices.into_iter().find(|device| is_swap(device));
+        if found.is_some() || Instant::now() > deadline {
+            break found;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    if device.is_none() {
+        signal(&child, rustix::process::Signal::TERM);
+        child.wait().expect("an end");
+    }
+    (child, device.expect("a swap device appears"))
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).expect("a signal sent");
+}
+
+#[test]
+fn measures_the_kernel_and_leaves_nothing_behind() {
+    let Some(_turn) = usable("measures_the_kernel_and_leaves_nothing_behind") else {
+        return;
+    };
+    let child = userswap(&[
+        "bench",
+        "swapin",
+        "--way",
+        "none",
+        "--kernel",
+        "--kernel-algo",
+        "lzo-rle,lz4",
+    ])
+    .args([
+        "--size",
+        "16M",
+        "--area",
+        "16M",
+        "--repeat",
+        "2",
+        "--order",
+        "random",
+        "--threads",
+        "2",
+        "--json",
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .expect("the binary runs");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("an end");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(devices_of(pid), Vec::<PathBuf>::new());
+    let rows = records(&String::from_utf8(output.stdout).expect("UTF-8"));
+    assert_eq!(rows.len(), 5);
+    for (index, row) in rows[..4].iter().enumerate() {
+        assert_eq!(row["bench"], "swapin");
+        assert_eq!(
+            (&row["engine"], &row["way"]),
+            (&"kernel-zram".into(), &"kernel".into())
+        );
+        assert_eq!(
+            row["algorithm"],
+            ["lzo-rle", "lz4"][index % 2],
+            "interleaved"
+        );
+        assert_eq!(
+            (&row["content"], &row["order"]),
+            (&"mixed".into(), &"random".into())
+        );
+        assert_eq!(
+            (row["threads"].as_u64(), row["pages"].as_u64()),
+            (Some(2), Some(4096))
+        );
+        assert_eq!(row["verified"], true);
+        // The kernel leaves a page that it finds in use, now and then.
+        assert!(
+            row["stayed_pages"]
+                .as_u64()
+                .is_some_and(|stayed| stayed < 16),
+            "{row}"
+        );
+        for field in [
+            "out_seconds",
+            "in_seconds",
+            "out_us_per_page",
+            "in_us_per_page",
+        ] {
+            assert!(
+                row[field].as_f64().is_some_and(|value| value > 0.0),
+                "{field}: {row}"
+            );
+        }
+        let stored = row["stored_bytes"].as_u64().expect("stored_bytes");
+        assert!((4 << 20..12 << 20).contains(&stored), "{row}");
+        assert!(row["resident_overhead_bytes"].is_u64());
+    }
+    assert_eq!(rows[4]["bench"], "summary");
+    assert_eq!(rows[4]["medians"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn latencies_of_the_kernel() {
+    let Some(_turn) = usable("latencies_of_the_kernel") else {
+        return;
+    };
+    for bench in ["contend", "fault"] {
+        let args = [
+            "bench", bench, "--way", "none", "--kernel", "--size", "4M", "--repeat", "1", "--json",
+        ];
+        let (status, stdout, stderr) = outcome(&args);
+        assert_eq!(status, Some(0), "{stderr}");
+        let rows = records(&stdout);
+        let row = rows
+            .iter()
+            .find(|row| row["bench"] == bench)
+            .expect("a row");
+        let figure = |name: &str| {
+            row[name]
+                .as_u64()
+                .unwrap_or_else(|| panic!("{name}: {row}"))
+        };
+        assert!(
+            figure("p50_ns") <= figure("p90_ns") && figure("p99_ns") <= figure("max_ns"),
+            "{row}"
+        );
+        assert!(figure("max_ns") > 1000, "{row}");
+        assert_eq!(rows.last().expect("a summary")["bench"], "summary");
+    }
+}
+
+#[test]
+fn an_interrupted_run_takes_its_device_away() {
+    let Some(_turn) = usable("an_interrupted_run_takes_its_device_away") else {
+        return;
+    };
+    for sent in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let (mut child, _) = start_long_run();
+        signal(&child, sent);
+        // More of them while it cleans up change nothing.
+        std::thread::sleep(Duration::from_millis(1));
+        signal(&child, sent);
+        let status = child.wait().expect("an end");
+        assert_eq!(status.code(), Some(128 + sent.as_raw()));
+        assert_eq!(devices_of(child.id()), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn what_a_killed_run_left_is_taken_away_by_the_next() {
+    let Some(_turn) = usable("what_a_killed_run_left_is_taken_away_by_the_next") else {
+        return;
+    };
+    let (mut child, device) = start_long_run();
+    child.kill().expect("killed");
+    child.wait().expect("an end");
+    assert_eq!(devices_of(child.id()), std::slice::from_ref(&device));
+    let (status, _, stderr) = outcome(&[
+        "bench", "swapin", "--way", "none", "--kernel", "--size", "1M", "--repeat", "1",
+    ]);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(
+        stderr.contains(&format!("taking {} away", device.display())),
+        "{stderr}"
+    );
+    assert_eq!(devices_of(child.id()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn without_root_it_is_refused_in_one_line() {
+    let Some(_turn) = usable("without_root_it_is_refused_in_one_line") else {
+        return;
+    };
+    use std::os::unix::process::CommandExt;
+    // Where an ordinary user may not reach the binary in its build directory, a copy does.
+    let copy = std::env::temp_dir().join(format!("userswap-test-{}", std::process::id()));
+    fs::copy(env!("CARGO_BIN_EXE_userswap"), &copy).expect("a copy");
+    let output = std::process::Command::new(&copy)
+        .args(["bench", "swapin", "--kernel", "--size", "1M"])
+        .uid(65534)
+        .gid(65534)
+        .output();
+    fs::remove_file(&copy).expect("removed");
+    let output = output.expect("the copy runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("--kernel needs root"), "{stderr}");
+}

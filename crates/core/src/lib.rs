@@ -1,0 +1,47 @@
+//! The swap-in protocol of userswap: no OS, no unsafe.
+//!
+//! What is here, bottom-up; each module uses only those above it:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`entry`], [`device`], [`space`] | the swap entry; what is needed of a device and of memory |
+//! | `sync`, `gate`, `mask`, `bug` | primitives: locks, device references, page sets, broken invariants |
+//! | `slot_map`, `cluster` | the state of every slot, and where free ones are found |
+//! | `cache`, `waiters`, `page_table`, `around` | cached pages, parking, PTE words, fault-around |
+//! | `area`, `swap` | a swap area; the subsystem that ties all together, and its lock order |
+//! | `swap_in`, `swap_out`, `fork`, `pin`, `swapoff` | the operations, step by step |
+//! | [`soft`], [`script`] | memory in software and a scripted device: the protocol on any platform, for tests |
+#![forbid(unsafe_code)]
+
+mod area;
+mod around;
+pub mod bug;
+mod cache;
+mod cluster;
+pub mod device;
+pub mod entry;
+mod fork;
+mod gate;
+pub mod mask;
+mod missing;
+pub mod page_table;
+mod pin;
+pub mod script;
+mod slot_map;
+pub mod soft;
+pub mod space;
+mod swap;
+mod swap_in;
+mod swap_out;
+mod swapoff;
+mod sync;
+mod waiters;
+
+pub use area::SwapArea;
+pub use fork::ForkError;
+pub use gate::{Gate, Pass};
+pub use pin::PinResult;
+pub use slot_map::{COUNT_MAX, SlotError, SlotState};
+pub use swap::{FaultError, Mm, Swap, Way};
+pub use swap_in::Access;
+pub use swap_out::{Discarded, StageError, Staged, Written};

@@ -1,0 +1,240 @@
+//! Page-table words: what each page of an address space is, and the locks over them.
+//!
+//! One word a page:
+//!
+//! ```text
+//!  63 62 61                                                       0
+//! +-----+----------------------------------------------------------+
+//! | 0 0 | 0                        none: never written, reads as zeros
+//! | 0 1 | 0 ... | skip (4 bits) | pins (16 bits)       present in memory
+//! | 1 0 | swap entry                                   swapped out
+//! +-----+----------------------------------------------------------+
+//! ```
+//!
+//! Guarantee of a chunk's lock (the PTE lock of the protocol): while it is held, no word of the
+//! chunk changes, and each word tells the truth about the address space: exactly the pages whose
+//! word says present can be touched without a fault. Mechanism: words are written, and pages of the
+//! chunk mapped and unmapped, only under it. Reading a word without the lock gives a hint.
+
+use crate::entry::SwapEntry;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, zeroed_u64};
+
+/// Pages under one lock: 256 KiB. Fault-around and swap-out work within a chunk, so that a set of
+/// its pages is one 64-bit mask.
+pub const CHUNK_PAGES: usize = 64;
+
+const TAG_SHIFT: u32 = 62;
+const PRESENT: u64 = 1 << TAG_SHIFT;
+const SWAPPED: u64 = 2 << TAG_SHIFT;
+const PINS: u64 = 0xffff;
+const SKIP_SHIFT: u32 = 16;
+const SKIP: u64 = 0xf << SKIP_SHIFT;
+
+/// A page-table word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pte(u64);
+
+/// What a word says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PteState {
+    /// Never written, or discarded: reads as zeros.
+    None,
+    /// In memory.
+    Present,
+    /// Swapped out to this slot.
+    Swapped(SwapEntry),
+}
+
+impl Pte {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const PRESENT: Self = Self(PRESENT);
+
+    pub(crate) fn swapped(entry: SwapEntry) -> Self {
+        Self(SWAPPED | entry.raw())
+    }
+
+    /// What the word says.
+    #[must_use]
+    pub fn state(self) -> PteState {
+        match self.0 >> TAG_SHIFT {
+            0 => PteState::None,
+            1 => PteState::Present,
+            _ => PteState::Swapped(SwapEntry::from_raw(self.0 & !(3 << TAG_SHIFT))),
+        }
+    }
+
+    pub(crate) fn entry(self) -> Option<SwapEntry> {
+        match self.state() {
+            PteState::Swapped(entry) => Some(entry),
+            PteState::None | PteState::Present => None,
+        }
+    }
+
+    pub(crate) fn pins(self) -> u64 {
+        if self.state() == PteState::Present {
+            self.0 & PINS
+        } else {
+            0
+        }
+    }
+
+    /// One pin more; `None` at the limit. Only for a present page.
+    pub(crate) fn pinned(self) -> Option<Self> {
+        debug_assert_eq!(self.state(), PteState::Present);
+        (self.0 & PINS < PINS).then_some(Self(self.0 + 1))
+    }
+
+    /// One pin less. Only for a pinned page.
+    pub(crate) fn unpinned(self) -> Self {
+        debug_assert!(self.pins() > 0, "unpinning a page that is not pinned");
+        Self(self.0 - 1)
+    }
+
+    /// Passes of the reclaimer that shall leave the page alone: it did not compress.
+    pub(crate) fn skips(self) -> u64 {
+        if self.state() == PteState::Present {
+            (self.0 & SKIP) >> SKIP_SHIFT
+        } else {
+            0
+        }
+    }
+
+    pub(crate) fn with_skips(self, skips: u64) -> Self {
+        debug_assert!(self.state() == PteState::Present && skips <= SKIP >> SKIP_SHIFT);
+        Self(self.0 & !SKIP | skips << SKIP_SHIFT)
+    }
+}
+
+/// What the fault-around policy remembers of a chunk; guarded by the chunk's lock.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    /// A page left out of a fault-around on purpose: index + 1, or 0. See [`crate::around`].
+    pub(crate) canary: u8,
+}
+
+/// The words of an address space and their locks.
+#[derive(Debug)]
+pub struct PageTable {
+    words: Box<[AtomicU64]>,
+    chunks: Box<[Mutex<Chunk>]>,
+}
+
+/// A locked chunk: its words may be changed.
+pub(crate) struct LockedChunk<'a> {
+    table: &'a PageTable,
+    first: usize,
+    pub(crate) state: MutexGuard<'a, Chunk>,
+}
+
+impl PageTable {
+    /// A table for `pages` pages, all of them `None`.
+    #[must_use]
+    pub fn new(pages: usize) -> Self {
+        Self {
+            words: zeroed_u64(pages),
+            chunks: (0..pages.div_ceil(CHUNK_PAGES))
+                .map(|_| Mutex::default())
+                .collect(),
+        }
+    }
+
+    /// Pages in the table.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Chunks in the table.
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Bytes the table takes when every word is in use.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.words) + size_of_val(&*self.chunks)
+    }
+
+    /// The word of `page`, without the lock: a hint.
+    #[must_use]
+    pub fn load(&self, page: usize) -> Pte {
+        // Acquire: whoever sees an entry sees the slot state and the cache page it was made with.
+        Pte(self.words[page].load(Ordering::Acquire))
+    }
+
+    pub(crate) fn lock(&self, chunk: usize) -> LockedChunk<'_> {
+        LockedChunk {
+            table: self,
+            first: chunk * CHUNK_PAGES,
+            state: self.chunks[chunk].lock(),
+        }
+    }
+
+    /// The pages of `chunk` that exist: all, except in a last chunk that is cut short.
+    #[must_use]
+    pub fn chunk_mask(&self, chunk: usize) -> u64 {
+        let pages = (self.pages() - chunk * CHUNK_PAGES).min(CHUNK_PAGES);
+        if pages == CHUNK_PAGES {
+            u64::MAX
+        } else {
+            (1 << pages) - 1
+        }
+    }
+}
+
+impl LockedChunk<'_> {
+    /// The page number of the chunk's page `index`.
+    pub(crate) fn page(&self, index: usize) -> usize {
+        self.first + index
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Pte {
+        // Relaxed: the lock orders it.
+        Pte(self.table.words[self.first + index].load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set(&mut self, index: usize, pte: Pte) {
+        // Release: for the lockless `load`.
+        self.table.words[self.first + index].store(pte.0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_say_what_was_put_in_them() {
+        let entry = SwapEntry::new(63, (1 << 56) - 1);
+        assert_eq!(Pte::NONE.state(), PteState::None);
+        assert_eq!(Pte::PRESENT.state(), PteState::Present);
+        assert_eq!(Pte::swapped(entry).state(), PteState::Swapped(entry));
+        let pinned = Pte::PRESENT.with_skips(15).pinned().expect("room");
+        assert_eq!(
+            (pinned.pins(), pinned.skips(), pinned.state()),
+            (1, 15, PteState::Present)
+        );
+        assert_eq!(pinned.unpinned(), Pte::PRESENT.with_skips(15));
+        assert_eq!(
+            (Pte::swapped(entry).pins(), Pte::swapped(entry).skips()),
+            (0, 0)
+        );
+    }
+
+    #[test]
+    fn pins_stop_at_their_limit() {
+        let full = (0..PINS).fold(Pte::PRESENT, |pte, _| pte.pinned().expect("room"));
+        assert_eq!(full.pins(), PINS);
+        assert!(full.pinned().is_none());
+    }
+
+    #[test]
+    fn a_short_last_chunk_has_a_short_mask() {
+        let table = PageTable::new(CHUNK_PAGES + 3);
+        assert_eq!(
+            (table.chunks(), table.chunk_mask(0), table.chunk_mask(1)),
+            (2, u64::MAX, 0b111)
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! Memory in software: pages are boxes in a table, an access that finds none faults.
+//!
+//! The protocol runs over it unchanged, on any platform, with every step under the test's control.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::device::{PAGE_SIZE, PageBytes};
+use crate::page_table::CHUNK_PAGES;
+use crate::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
+use crate::swap::{FaultError, Mm, Swap, Way};
+use crate::swap_in::Access;
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Frames in software.
+#[derive(Debug)]
+pub struct SoftFrames {
+    /// Read by several at once: a fault copies a frame while the device writes it out.
+    pages: Box<[RwLock<PageBytes>]>,
+    holds: Box<[AtomicU32]>,
+    /// While set, [`Frames::take`] finds nothing: an allocation failure.
+    pub exhausted: AtomicBool,
+}
+
+impl SoftFrames {
+    /// `blocks` blocks of frames.
+    #[must_use]
+    pub fn new(blocks: usize) -> Self {
+        Self {
+            pages: (0..blocks * CHUNK_PAGES)
+                .map(|_| RwLock::new([0; PAGE_SIZE]))
+                .collect(),
+            holds: (0..blocks).map(|_| AtomicU32::new(0)).collect(),
+            exhausted: AtomicBool::new(false),
+        }
+    }
+
+    /// Blocks in use.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.holds
+            .iter()
+            .filter(|holds| holds.load(Ordering::SeqCst) > 0)
+            .count()
+    }
+
+    fn get(&self, frame: Frame) -> PageBytes {
+        *self
+            .page(frame)
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, frame: Frame, bytes: &PageBytes) {
+        *self
+            .page(frame)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = *bytes;
+    }
+
+    fn page(&self, frame: Frame) -> &RwLock<PageBytes> {
+        assert!(
+            self.holds[frame.block as usize].load(Ordering::SeqCst) > 0,
+            "a free frame is used"
+        );
+        &self.pages[frame.block as usize * CHUNK_PAGES + frame.index]
+    }
+}
+
+impl Frames for SoftFrames {
+    fn blocks(&self) -> usize {
+        self.holds.len()
+    }
+
+    fn take(&self, _purpose: Purpose) -> Option<Block> {
+        if self.exhausted.load(Ordering::SeqCst) {
+            return None;
+        }
+        let free = |holds: &AtomicU32| {
+            holds
+                .compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        };
+        self.holds.iter().position(free).map(|block| block as Block)
+    }
+
+    fn hold(&self, block: Block, holds: u32) {
+        let before = self.holds[block as usize].fetch_add(holds, Ordering::SeqCst);
+        assert!(before > 0, "a free block is held");
+    }
+
+    fn release(&self, block: Block, holds: u32) {
+        let before = self.holds[block as usize].fetch_sub(holds, Ordering::SeqCst);
+        assert!(before >= holds, "a block is released more often than held");
+    }
+
+    fn read<R>(&self, frame: Frame, read: impl FnOnce(&PageBytes) -> R) -> R {
+        read(
+            &self
+                .page(frame)
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    fn fill<R>(&self, frame: Frame, fill: impl FnOnce(&mut PageBytes) -> R) -> R {
+        fill(
+            &mut self
+                .page(frame)
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
+/// An address space in software.
+#[derive(Debug)]
+pub struct SoftSpace {
+    frames: Arc<SoftFrames>,
+    pages: Box<[Mutex<Option<Box<PageBytes>>>]>,
+    /// While set, no page can leave: as if the system were using them all.
+    pub busy: AtomicBool,
+    /// While set, no page can be mapped: as if memory were used up.
+    pub full: AtomicBool,
+}
+
+impl SoftSpace {
+    /// An address space of `pages` pages, none present.
+    #[must_use]
+    pub fn new(frames: Arc<SoftFrames>, pages: usize) -> Self {
+        Self {
+            frames,
+            pages: (0..pages).map(|_| Mutex::new(None)).collect(),
+            busy: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+        }
+    }
+
+    /// The page's content, if it is present.
+    #[must_use]
+    pub fn peek(&self, page: usize) -> Option<PageBytes> {
+        lock(&self.pages[page]).as_deref().copied()
+    }
+
+    fn put(&self, page: usize, bytes: PageBytes) -> Result<(), SpaceError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(SpaceError::NoMemory);
+        }
+        let before = lock(&self.pages[page]).replace(Box::new(bytes));
+        assert!(before.is_none(), "page {page} is mapped twice");
+        Ok(())
+    }
+}
+
+impl AddressSpace for SoftSpace {
+    type Frames = Arc<SoftFrames>;
+
+    fn unmap(&self, page: usize, frame: Frame, count: usize) -> usize {
+        if self.busy.load(Ordering::SeqCst) {
+            return 0;
+        }
+        for i in 0..count {
+            let bytes = lock(&self.pages[page + i])
+                .take()
+                .expect("unmapping a page that is not there");
+            let frame = Frame {
+                index: frame.index + i,
+                ..frame
+            };
+            self.frames.set(frame, &bytes);
+        }
+        count
+    }
+
+    fn map(&self, page: usize, frame: Frame, count: usize) -> Result<(), (usize, SpaceError)> {
+        for i in 0..count {
+            let bytes = self.frames.get(Frame {
+                index: frame.index + i,
+                ..frame
+            });
+            self.put(page + i, bytes).map_err(|error| (i, error))?;
+        }
+        Ok(())
+    }
+
+    fn map_copy(&self, page: usize, frame: Frame) -> Result<(), SpaceError> {
+        let bytes = self.frames.get(frame);
+        self.put(page, bytes)
+    }
+
+    fn map_copy_of(&self, other: &Self, page: usize) -> Result<(), SpaceError> {
+        let bytes = lock(&other.pages[page])
+            .as_deref()
+            .copied()
+            .expect("copying a page that is not there");
+        self.put(page, bytes)
+    }
+
+    fn map_zeros(
+        &self,
+        page: usize,
+        count: usize,
+        _write: bool,
+    ) -> Result<(), (usize, SpaceError)> {
+        (0..count).try_for_each(|i| {
+            self.put(page + i, [0; PAGE_SIZE])
+                .map_err(|error| (i, error))
+        })
+    }
+
+    fn discard(&self, page: usize, count: usize) {
+        for page in &self.pages[page..page + count] {
+            *lock(page) = None;
+        }
+    }
+}
+
+/// A swap subsystem over software memory.
+pub type SoftSwap = Swap<Arc<SoftFrames>>;
+
+/// An address space over software memory.
+pub type SoftMm = Mm<SoftSpace>;
+
+/// A swap subsystem with `blocks` blocks of frames and no area yet.
+#[must_use]
+pub fn swap(blocks: usize, way: Way) -> SoftSwap {
+    Swap::new(Arc::new(SoftFrames::new(blocks)), way)
+}
+
+/// An address space of `pages` pages for `swap`.
+#[must_use]
+pub fn mm(swap: &SoftSwap, pages: usize, fault_around: Option<usize>) -> SoftMm {
+    Mm::new(
+        SoftSpace::new(Arc::clone(swap.frames()), pages),
+        pages,
+        fault_around,
+    )
+}
+
+/// Lets `access` see and change a page, faulting it in as often as it takes.
+///
+/// # Errors
+/// The access gets what would be a SIGBUS.
+pub fn access<R>(
+    swap: &SoftSwap,
+    mm: &SoftMm,
+    page: usize,
+    access: impl FnOnce(&mut PageBytes) -> R,
+) -> Result<R, FaultError> {
+    loop {
+        if let Some(bytes) = lock(&mm.space.pages[page]).as_deref_mut() {
+            return Ok(access(bytes));
+        }
+        match swap.fault(
+            mm,
+            Access {
+                page,
+                write: true,
+                max_pages: CHUNK_PAGES,
+                wait: true,
+            },
+        ) {
+            Ok(_) => {}
+            Err(FaultError::NoFrames) if !swap.frames().exhausted.load(Ordering::SeqCst) => {
+                std::thread::yield_now();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The swap subsystem: areas, frames, cache and waiters together, and the address spaces over them.
+//!
+//! **Lock order**, outermost first. A thread that holds one takes only locks further down:
+//!
+//! 1. a cached page's lock ([`crate::cache`])
+//! 2. a chunk's lock, the PTE lock ([`crate::page_table`]); of two, the parent's before the child's.
+//!    Under it page locks are only *tried*, or taken on frames no entry leads to yet.
+//! 3. a shard of the slot allocator, then its lists ([`crate::cluster`])
+//! 4. whatever a device or the frame pool locks inside itself
+//!
+//! Waiting on an entry ([`crate::waiters`]) happens with none of them held, and so does device I/O,
+//! except that its caller owns the cache flags of the slots concerned.
+
+use std::sync::OnceLock;
+
+use crate::area::SwapArea;
+use crate::around::Around;
+use crate::cache::SwapCache;
+use crate::device::{Device, DeviceError};
+use crate::entry::{MAX_AREAS, SwapEntry};
+use crate::page_table::PageTable;
+use crate::space::{AddressSpace, Frames, SpaceError};
+use crate::waiters::Waiters;
+
+/// The three ways in (section 4 of the protocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Way {
+    /// Read into a private page with the slot pinned. Shared slots and asynchronous devices go
+    /// through the cache all the same.
+    #[default]
+    Direct,
+    /// Always through the swap cache.
+    Cached,
+    /// Direct without the pin. **Loses data**: exists to show that it does.
+    Unpinned,
+}
+
+/// An address space as the protocol sees it: page-table words and the memory behind them.
+pub struct Mm<S> {
+    /// The page-table words.
+    pub table: PageTable,
+    /// The memory.
+    pub space: S,
+    pub(crate) around: Around,
+}
+
+impl<S: AddressSpace> Mm<S> {
+    /// An address space of `pages` pages, none of them written yet. `fault_around`: how many pages a
+    /// fault brings in, or `None` to adapt.
+    pub fn new(space: S, pages: usize, fault_around: Option<usize>) -> Self {
+        Self {
+            table: PageTable::new(pages),
+            space,
+            around: Around::new(fault_around),
+        }
+    }
+
+    /// How many pages a fault brings in now.
+    #[must_use]
+    pub fn fault_around(&self) -> usize {
+        self.around.window()
+    }
+
+    /// Sequential access is coming.
+    pub fn expect_sequential(&self) {
+        self.around.widen();
+    }
+
+    /// Random access is coming.
+    pub fn expect_random(&self) {
+        self.around.narrow();
+    }
+}
+
+/// Why a fault could not be resolved. The page-table word is as before: nothing is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultError {
+    /// The device could not read the page.
+    #[error("reading swap entry {entry} failed: {error}")]
+    Read {
+        /// Where the page is.
+        entry: SwapEntry,
+        /// What the device said.
+        error: DeviceError,
+    },
+    /// The page could not be mapped.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// No frame is free; some are in use by other faults and will come free.
+    #[error("no frame is free")]
+    NoFrames,
+}
+
+/// The swap subsystem.
+pub struct Swap<F> {
+    areas: [OnceLock<SwapArea>; MAX_AREAS],
+    frames: F,
+    pub(crate) cache: SwapCache,
+    pub(crate) waiters: Waiters,
+    way: Way,
+}
+
+impl<F: Frames> Swap<F> {
+    /// A subsystem without areas.
+    pub fn new(frames: F, way: Way) -> Self {
+        let cache = SwapCache::new(frames.blocks());
+        Self {
+            areas: [const { OnceLock::new() }; MAX_AREAS],
+            frames,
+            cache,
+            waiters: Waiters::new(),
+            way,
+        }
+    }
+
+    /// swapon: adds an area on `device`. `None`: all numbers are taken.
+    pub fn add_area(&self, device: Box<dyn Device>) -> Option<&SwapArea> {
+        let mut device = Some(device);
+        self.areas.iter().enumerate().find_map(|(number, area)| {
+            if area.get().is_some() {
+                return None;
+            }
+            let area =
+                area.get_or_init(|| SwapArea::new(number, device.take().expect("used once")));
+            // Somebody else's swapon may have come first.
+            device.is_none().then_some(area)
+        })
+    }
+
+    /// The areas there are or were; those that were are empty.
+    pub fn areas(&self) -> impl Iterator<Item = &SwapArea> {
+        self.areas.iter().map_while(OnceLock::get)
+    }
+
+    /// The frame pool.
+    pub fn frames(&self) -> &F {
+        &self.frames
+    }
+
+    /// The way in that was chosen.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        self.way
+    }
+
+    /// Bytes the tables over the frames take when every frame is in use.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.cache.memory_bytes()
+    }
+
+    pub(crate) fn area(&self, entry: SwapEntry) -> Option<&SwapArea> {
+        self.areas[entry.area()].get()
+    }
+
+    /// The area of an entry that was found in a PTE.
+    pub(crate) fn area_of(&self, entry: SwapEntry) -> &SwapArea {
+        self.area(entry).expect("an entry in a PTE names an area")
+    }
+}

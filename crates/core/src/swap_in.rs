@@ -1,0 +1,599 @@
+//! The fault (section 3 of the protocol; the step numbers are its own).
+
+use crate::area::SwapArea;
+use crate::bug;
+use crate::cache::Lock;
+use crate::device::{Content, DeviceError};
+use crate::entry::SwapEntry;
+use crate::mask::{bit, indices, run, runs};
+use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState};
+use crate::slot_map::SlotError;
+use crate::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
+use crate::swap::{FaultError, Mm, Swap, Way};
+
+/// An access that faulted.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// The page.
+    pub page: usize,
+    /// Whether it is a write; `true` where that is not known.
+    pub write: bool,
+    /// How many pages may be mapped at most, this one included.
+    pub max_pages: usize,
+    /// Whether to wait for somebody else who is at work on the page; `false` for read-ahead.
+    pub wait: bool,
+}
+
+/// The pages one fault works on: those in `mask`, with their entries.
+struct Batch {
+    mask: u64,
+    /// Of `mask`: read as zeros, the frame was not filled.
+    zeros: u64,
+    entries: [SwapEntry; CHUNK_PAGES],
+}
+
+impl Batch {
+    fn new(entry: SwapEntry) -> Self {
+        Self {
+            mask: 0,
+            zeros: 0,
+            entries: [entry; CHUNK_PAGES],
+        }
+    }
+
+    fn entries(&self, mask: u64) -> impl Iterator<Item = SwapEntry> {
+        indices(mask).map(|index| self.entries[index])
+    }
+}
+
+/// What an attempt to read a page came to.
+enum Attempt {
+    /// This many pages were mapped; 0: the PTE changed.
+    Mapped(usize),
+    /// Somebody else owns the slot's cache flag.
+    Busy,
+}
+
+/// Pages that were mapped, and why the page that faulted is not one of them.
+type Mapped = (u64, Option<SpaceError>);
+
+impl<F: Frames> Swap<F> {
+    /// Resolves a fault, or finds that it has resolved itself; the access then repeats. Returns how
+    /// many pages were mapped: 0 when the access shall simply repeat.
+    ///
+    /// # Errors
+    /// The access cannot succeed now. No page is lost.
+    pub fn fault<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        access: Access,
+    ) -> Result<usize, FaultError> {
+        // Step 1.
+        let pte = mm.table.load(access.page);
+        match pte.state() {
+            PteState::Present => {
+                // Perhaps just being unmapped or mapped: look again when that is done.
+                drop(mm.table.lock(split(access.page).0));
+                Ok(0)
+            }
+            PteState::None => self.fill_zeros(mm, access),
+            PteState::Swapped(entry) => {
+                mm.around.note_fault(access.page);
+                let Some(area) = self.area(entry) else {
+                    return Ok(0);
+                };
+                // Steps 2 and 11: the reference lives to the end of the fault.
+                let Some(_reference) = area.enter() else {
+                    return Ok(0);
+                };
+                // Step 3.
+                match area.cache.lookup(entry.offset()) {
+                    Some(frame) => self.take_back(mm, access, pte, area, frame),
+                    None => self.read_in(mm, access, pte, area),
+                }
+            }
+        }
+    }
+
+    /// First touch: pages that never held anything.
+    fn fill_zeros<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        access: Access,
+    ) -> Result<usize, FaultError> {
+        let (chunk, index) = split(access.page);
+        let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
+        let mut locked = mm.table.lock(chunk);
+        if locked.get(index) != Pte::NONE {
+            return Ok(0);
+        }
+        let empty = filter(window, |i| locked.get(i) == Pte::NONE);
+        let (mapped, failed) = map_runs(empty, index, |first, count| {
+            mm.space.map_zeros(locked.page(first), count, access.write)
+        });
+        for i in indices(mapped) {
+            locked.set(i, Pte::PRESENT);
+        }
+        result(mapped, failed)
+    }
+
+    /// Steps 4 to 10 for a page that is not in the cache.
+    fn read_in<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        access: Access,
+        pte: Pte,
+        area: &SwapArea,
+    ) -> Result<usize, FaultError> {
+        let entry = pte.entry().expect("a swapped page");
+        let way = if area.properties().synchronous && area.slot(entry).count == 1 {
+            self.way()
+        } else {
+            Way::Cached
+        };
+        // Whoever only waits takes no frames.
+        if way != Way::Unpinned && is_pinned(area, entry) {
+            if access.wait {
+                self.waiters.wait(entry, || is_pinned(area, entry));
+            }
+            return Ok(0);
+        }
+        let (chunk, index) = split(access.page);
+        let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
+        // Step 4: allocate first, so that a failure has no pin to leak.
+        let block = self
+            .frames()
+            .take(Purpose::Read(window))
+            .ok_or(FaultError::NoFrames)?;
+        let attempt = self.read_and_map(mm, access, pte, area, way, window, block);
+        self.frames().release(block, 1);
+        match attempt? {
+            Attempt::Mapped(pages) => Ok(pages),
+            Attempt::Busy => {
+                if access.wait {
+                    self.waiters.wait(entry, || is_pinned(area, entry));
+                }
+                Ok(0)
+            }
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of one fault, between two of its steps"
+    )]
+    fn read_and_map<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        access: Access,
+        pte: Pte,
+        area: &SwapArea,
+        way: Way,
+        window: u64,
+        block: Block,
+    ) -> Result<Attempt, FaultError> {
+        let (chunk, index) = split(access.page);
+        let entry = pte.entry().expect("a swapped page");
+        let mut batch = Batch::new(entry);
+        {
+            let mut locked = mm.table.lock(chunk);
+            if locked.get(index) != pte {
+                return Ok(Attempt::Mapped(0));
+            }
+            // Steps 4 and 5: pin the page, then whatever neighbours can be pinned.
+            if let Err(error) = self.claim(area, entry, way, Frame { block, index }) {
+                drop(locked);
+                if error != SlotError::Busy {
+                    // A locked PTE holds an entry whose slot is free: never junk, never a loop.
+                    bug::report("swapcache_prepare", entry, error);
+                    return Err(FaultError::Read {
+                        entry,
+                        error: DeviceError::Corrupt,
+                    });
+                }
+                return Ok(Attempt::Busy);
+            }
+            batch.mask = bit(index);
+            self.claim_neighbours(mm, &mut locked, area, way, window, block, index, &mut batch);
+        }
+        let read = self.read(area, block, index, &mut batch, way);
+        if let Err(error) = read {
+            // Step 7: nobody needs a page that was discarded meanwhile.
+            let wanted = mm.table.lock(chunk).get(index) == pte;
+            self.give_up(area, way, block, &batch, batch.mask);
+            return if wanted {
+                Err(FaultError::Read { entry, error })
+            } else {
+                Ok(Attempt::Mapped(0))
+            };
+        }
+        // Step 7.
+        let mut locked = mm.table.lock(chunk);
+        let same = filter(batch.mask, |i| {
+            locked.get(i).entry() == Some(batch.entries[i])
+        });
+        let (mapped, failed) =
+            self.map_batch(mm, &locked, block, same, batch.zeros, index, access.write);
+        // Step 8.
+        for i in indices(mapped) {
+            match way {
+                Way::Unpinned => area.free(batch.entries[i]),
+                Way::Direct | Way::Cached => area.free_owned(batch.entries[i]),
+            }
+            locked.set(i, Pte::PRESENT);
+        }
+        // Step 9, then step 10, in this order: with (0,1) the slot is not reused before the PTE is done.
+        drop(locked);
+        self.give_up(area, way, block, &batch, batch.mask);
+        result(mapped, failed).map(Attempt::Mapped)
+    }
+
+    /// Takes the right to read `entry`'s slot into `frame`.
+    fn claim(
+        &self,
+        area: &SwapArea,
+        entry: SwapEntry,
+        way: Way,
+        frame: Frame,
+    ) -> Result<(), SlotError> {
+        match way {
+            Way::Unpinned => Ok(()),
+            Way::Direct => area.prepare(entry),
+            Way::Cached => {
+                area.prepare(entry)?;
+                self.cache.insert_locked(&area.cache, entry, frame, false);
+                Ok(())
+            }
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of one fault, between two of its steps"
+    )]
+    fn claim_neighbours<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        locked: &mut LockedChunk<'_>,
+        area: &SwapArea,
+        way: Way,
+        window: u64,
+        block: Block,
+        index: usize,
+        batch: &mut Batch,
+    ) {
+        if usize::from(locked.state.canary) == index + 1 {
+            locked.state.canary = 0;
+            mm.around.canary_used();
+        }
+        let mut others = window & !bit(index);
+        if others == 0 {
+            return;
+        }
+        if locked.state.canary == 0
+            && let Some(canary) = mm.around.choose_canary(window, index)
+            && locked.get(canary).entry().is_some()
+        {
+            locked.state.canary = canary as u8 + 1;
+            others &= !bit(canary);
+        }
+        for i in indices(others) {
+            let Some(entry) = locked.get(i).entry() else {
+                continue;
+            };
+            if entry.area() != batch.entries[index].area() {
+                continue;
+            }
+            let slot = area.slot(entry);
+            let suits = !slot.has_cache && (way == Way::Cached || slot.count == 1);
+            if suits
+                && self
+                    .claim(area, entry, way, Frame { block, index: i })
+                    .is_ok()
+            {
+                batch.mask |= bit(i);
+                batch.entries[i] = entry;
+            }
+        }
+    }
+
+    /// Reads the batch. A neighbour that cannot be read drops out; for the page itself it is an error.
+    fn read(
+        &self,
+        area: &SwapArea,
+        block: Block,
+        index: usize,
+        batch: &mut Batch,
+        way: Way,
+    ) -> Result<(), DeviceError> {
+        let mut failed = 0;
+        for i in indices(batch.mask) {
+            let slot = batch.entries[i].offset();
+            let content = self.frames().fill(Frame { block, index: i }, |page| {
+                area.device().read(slot, page)
+            });
+            match content {
+                Ok(Content::Bytes) => {}
+                Ok(Content::Zeros) => batch.zeros |= bit(i),
+                Err(error) if i == index => return Err(error),
+                Err(_) => failed |= bit(i),
+            }
+        }
+        if failed != 0 {
+            self.give_up(area, way, block, batch, failed);
+            batch.mask &= !failed;
+        }
+        Ok(())
+    }
+
+    /// Gives back what [`Swap::claim`] took for the pages in `mask`: the one place where the pins of
+    /// a fault are released, on every way out.
+    fn give_up(&self, area: &SwapArea, way: Way, block: Block, batch: &Batch, mask: u64) {
+        match way {
+            Way::Unpinned => return,
+            Way::Direct => {}
+            Way::Cached => {
+                for index in indices(mask) {
+                    let entry = batch.entries[index];
+                    self.cache
+                        .delete_locked(&area.cache, entry, Frame { block, index });
+                }
+            }
+        }
+        area.release(batch.entries(mask));
+        self.waiters.wake(batch.entries(mask));
+    }
+
+    /// Maps the pages in `mask` from the frames of the same index; `index` is the page that faulted.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the state of one fault, between two of its steps"
+    )]
+    fn map_batch<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        locked: &LockedChunk<'_>,
+        block: Block,
+        mask: u64,
+        zeros: u64,
+        index: usize,
+        write: bool,
+    ) -> Mapped {
+        let (with_bytes, failed) = map_runs(mask & !zeros, index, |first, count| {
+            mm.space.map(
+                locked.page(first),
+                Frame {
+                    block,
+                    index: first,
+                },
+                count,
+            )
+        });
+        let (without, failed_zeros) = map_runs(mask & zeros, index, |first, count| {
+            mm.space.map_zeros(locked.page(first), count, write)
+        });
+        (with_bytes | without, failed.or(failed_zeros))
+    }
+
+    /// Steps 6 to 10 for a page found in the cache: staged, or being written.
+    fn take_back<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        access: Access,
+        pte: Pte,
+        area: &SwapArea,
+        frame: Frame,
+    ) -> Result<usize, FaultError> {
+        let entry = pte.entry().expect("a swapped page");
+        // Step 6.
+        match self.lock_page(area, entry, frame) {
+            Lock::Locked => {}
+            Lock::Gone => return Ok(0),
+            Lock::Busy => {
+                if access.wait {
+                    self.wait_unlocked(area, entry, frame);
+                }
+                return Ok(0);
+            }
+        }
+        let writeback = self.cache.is_writeback(frame);
+        if writeback && area.properties().stable_pages {
+            self.unlock_pages(frame.block, bit(frame.index), [entry]);
+            if access.wait {
+                self.waiters.wait(entry, || {
+                    area.cache.lookup(entry.offset()) == Some(frame)
+                        && self.cache.is_writeback(frame)
+                });
+            }
+            return Ok(0);
+        }
+        let (chunk, index) = split(access.page);
+        let mut locked = mm.table.lock(chunk);
+        // Step 7.
+        if locked.get(index) != pte {
+            drop(locked);
+            self.unlock_pages(frame.block, bit(frame.index), [entry]);
+            return Ok(0);
+        }
+        if writeback || area.slot(entry).count > 1 || frame.index != index {
+            // The frame is still needed: by the device, or by the entry's other holders.
+            let copied = mm.space.map_copy(access.page, frame);
+            if copied.is_ok() {
+                area.free(entry);
+                locked.set(index, Pte::PRESENT);
+            }
+            drop(locked);
+            self.unlock_pages(frame.block, bit(frame.index), [entry]);
+            return copied.map(|()| 1).map_err(FaultError::Space);
+        }
+        let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
+        let others = self.lock_staged(&locked, frame.block, window & !bit(index));
+        self.map_staged(mm, locked, frame.block, bit(index) | others, index)
+    }
+
+    /// Puts the staged pages of `block` in `mask` back into the chunk they came from, as far as nobody
+    /// else is working on them. For pages whose write failed. Returns the pages that are back.
+    pub fn put_back<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        block: Block,
+        mask: u64,
+        skips: u64,
+    ) -> u64 {
+        let locked = mm.table.lock(chunk);
+        let staged = self.lock_staged(&locked, block, mask);
+        let Some(first) = indices(staged).next() else {
+            return 0;
+        };
+        // A page that cannot be mapped stays staged and dirty: nothing to do but leave it.
+        let _ = self.map_staged(mm, locked, block, staged, first);
+        let mut locked = mm.table.lock(chunk);
+        let back = filter(staged, |i| locked.get(i).state() == PteState::Present);
+        for i in indices(back) {
+            let pte = locked.get(i);
+            locked.set(i, pte.with_skips(skips));
+        }
+        back
+    }
+
+    /// Locks those pages of `mask` that are staged in `block`, whole and for this chunk alone.
+    fn lock_staged(&self, locked: &LockedChunk<'_>, block: Block, mask: u64) -> u64 {
+        filter(mask, |i| {
+            let frame = Frame { block, index: i };
+            let Some(entry) = locked.get(i).entry() else {
+                return false;
+            };
+            let area = self.area_of(entry);
+            if area.cache.lookup(entry.offset()) != Some(frame)
+                || self.lock_page(area, entry, frame) != Lock::Locked
+            {
+                return false;
+            }
+            let whole = !self.cache.is_writeback(frame) && area.slot(entry).count == 1;
+            if !whole {
+                self.unlock_pages(block, bit(i), [entry]);
+            }
+            whole
+        })
+    }
+
+    /// Steps 8 to 10 for staged pages whose locks are held.
+    fn map_staged<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        mut locked: LockedChunk<'_>,
+        block: Block,
+        mask: u64,
+        index: usize,
+    ) -> Result<usize, FaultError> {
+        let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
+        for i in indices(mask) {
+            entries[i] = locked.get(i).entry().expect("staged pages are swapped");
+        }
+        let (mapped, failed) = self.map_batch(mm, &locked, block, mask, 0, index, true);
+        for i in indices(mapped) {
+            self.area_of(entries[i]).free_owned(entries[i]);
+            locked.set(i, Pte::PRESENT);
+        }
+        drop(locked);
+        for i in indices(mapped) {
+            let area = self.area_of(entries[i]);
+            self.cache
+                .delete_locked(&area.cache, entries[i], Frame { block, index: i });
+            area.release([entries[i]]);
+        }
+        self.frames().release(block, mapped.count_ones());
+        for i in indices(mask & !mapped) {
+            self.cache.unlock(Frame { block, index: i });
+        }
+        self.waiters.wake(indices(mask).map(|i| entries[i]));
+        result(mapped, failed)
+    }
+
+    /// Locks a cached page, if nobody has it and it is still the entry's.
+    pub(crate) fn lock_page(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) -> Lock {
+        let found = self.cache.lock(&area.cache, entry, frame);
+        if found == Lock::Gone {
+            // The lock was taken for a moment, in vain: whoever met it then may have parked.
+            self.waiters.wake(self.cache.owner(frame));
+        }
+        found
+    }
+
+    /// Waits while somebody has `entry`'s page in `frame` locked. May return early.
+    pub(crate) fn wait_unlocked(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) {
+        // The entry first: while it is in this frame, whoever unlocks the frame wakes the entry.
+        self.waiters.wait(entry, || {
+            area.cache.lookup(entry.offset()) == Some(frame) && self.cache.is_locked(frame)
+        });
+    }
+
+    /// Unlocks cached pages and wakes who waits for them.
+    pub(crate) fn unlock_pages(
+        &self,
+        block: Block,
+        mask: u64,
+        entries: impl IntoIterator<Item = SwapEntry>,
+    ) {
+        for index in indices(mask) {
+            self.cache.unlock(Frame { block, index });
+        }
+        self.waiters.wake(entries);
+    }
+}
+
+/// The chunk of a page and its index there.
+pub(crate) fn split(page: usize) -> (usize, usize) {
+    (page / CHUNK_PAGES, page % CHUNK_PAGES)
+}
+
+/// Those indices of `mask` that `keep` keeps.
+pub(crate) fn filter(mask: u64, mut keep: impl FnMut(usize) -> bool) -> u64 {
+    indices(mask)
+        .filter(|&index| keep(index))
+        .fold(0, |all, index| all | bit(index))
+}
+
+/// Whether somebody has the entry of a PTE pinned, and will soon release it and wake who waits. A
+/// staged page keeps its cache flag for as long as it likes, but the next try finds it in the cache.
+fn is_pinned(area: &SwapArea, entry: SwapEntry) -> bool {
+    let slot = area.slot(entry);
+    slot.has_cache && slot.count > 0 && area.cache.lookup(entry.offset()).is_none()
+}
+
+/// Maps `mask` run by run; stops at the first run that fails. A neighbour that cannot be mapped does
+/// not keep out page `index`, the one that faulted.
+fn map_runs(
+    mask: u64,
+    index: usize,
+    mut map: impl FnMut(usize, usize) -> Result<(), (usize, SpaceError)>,
+) -> Mapped {
+    let mut mapped = 0;
+    for (first, count) in runs(mask) {
+        let Err((done, error)) = map(first, count) else {
+            mapped |= run(first, count);
+            continue;
+        };
+        mapped |= run(first, done);
+        if first + done == index {
+            return (mapped, Some(error));
+        }
+        if mask & !mapped & bit(index) == 0 {
+            return (mapped, None);
+        }
+        return match map(index, 1) {
+            Ok(()) => (mapped | bit(index), None),
+            Err((_, error)) => (mapped, Some(error)),
+        };
+    }
+    (mapped, None)
+}
+
+/// What a fault that mapped these pages comes to.
+fn result(mapped: u64, failed: Option<SpaceError>) -> Result<usize, FaultError> {
+    match failed {
+        Some(error) => Err(FaultError::Space(error)),
+        None => Ok(mapped.count_ones() as usize),
+    }
+}

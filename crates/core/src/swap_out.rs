@@ -1,0 +1,297 @@
+//! Swap-out: staging, then writing.
+//!
+//! *Staging* takes pages of one chunk out of the address space and puts entries in their PTEs; the
+//! pages are then in the swap cache, unwritten. A fault takes them back without I/O, so the staged
+//! blocks are also the inactive list. *Writing* gives their data to the device and their frames back.
+
+use crate::area::SwapArea;
+use crate::cache::Lock;
+use crate::device::DeviceError;
+use crate::entry::SwapEntry;
+use crate::mask::{bit, indices, run, runs};
+use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState};
+use crate::space::{AddressSpace, Block, Frame, Frames, Purpose};
+use crate::swap::{Mm, Swap};
+use crate::swap_in::filter;
+
+/// A staged block: the caller has its hold, and drops it when it has been written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a staged block has a hold that must be dropped"]
+pub struct Staged {
+    /// The block whose frames hold the pages.
+    pub block: Block,
+    /// The pages of the chunk that were staged.
+    pub mask: u64,
+}
+
+/// Why nothing was staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StageError {
+    /// No page asked for is present, unpinned and free to leave.
+    #[error("no page could be taken out")]
+    NothingToDo,
+    /// Every slot of every area is in use.
+    #[error("the swap area is full")]
+    AreaFull,
+    /// No block of frames is free.
+    #[error("no frame is free")]
+    NoFrames,
+}
+
+/// What became of the pages that were to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Written; their frames are free.
+    pub written: u64,
+    /// Not needed any more, or taken back while being written; their frames are free.
+    pub dropped: u64,
+    /// Could not be written: still staged, nothing is lost.
+    pub failed: u64,
+    /// Why the last of `failed` could not be written.
+    pub error: Option<DeviceError>,
+}
+
+/// What [`Swap::discard`] met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discarded {
+    /// Pages that were present and are gone.
+    pub present: u64,
+    /// Pages that stay, because they are pinned.
+    pub pinned: u64,
+}
+
+impl<F: Frames> Swap<F> {
+    /// Stages those pages of `chunk` in `wanted` that can be.
+    ///
+    /// # Errors
+    /// Nothing was changed.
+    pub fn stage<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        wanted: u64,
+    ) -> Result<Staged, StageError> {
+        self.stage_and(mm, chunk, wanted, |_| {})
+    }
+
+    /// [`Swap::stage`], with `then` run before the chunk is unlocked.
+    pub(crate) fn stage_and<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        wanted: u64,
+        then: impl FnOnce(&mut LockedChunk<'_>),
+    ) -> Result<Staged, StageError> {
+        let first = chunk * CHUNK_PAGES;
+        // A hint: spares slots for pages that are not there.
+        let likely = filter(wanted & mm.table.chunk_mask(chunk), |i| {
+            can_leave(mm.table.load(first + i))
+        });
+        if likely == 0 {
+            return Err(StageError::NothingToDo);
+        }
+        let mut slots = [0; CHUNK_PAGES];
+        let slots = &mut slots[..likely.count_ones() as usize];
+        let Some((area, _reference, got)) = self.allocate(slots) else {
+            return Err(StageError::AreaFull);
+        };
+        let Some(block) = self.frames().take(Purpose::Unmap) else {
+            area.release(slots[..got].iter().map(|&slot| area.entry(slot)));
+            return Err(StageError::NoFrames);
+        };
+        let mut locked = mm.table.lock(chunk);
+        let leaving = filter(likely, |i| can_leave(locked.get(i)));
+        let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
+        let mut used = 0;
+        for (i, &slot) in indices(leaving).zip(&slots[..got]) {
+            entries[i] = area.entry(slot);
+            used |= bit(i);
+        }
+        let staged = self.unmap(mm, &mut locked, area, block, used, &entries);
+        if staged != 0 && locked.state.canary != 0 {
+            let canary = usize::from(locked.state.canary) - 1;
+            locked.state.canary = 0;
+            if locked.get(canary).entry().is_some() && staged & bit(canary) == 0 {
+                mm.around.canary_lost();
+            }
+        }
+        then(&mut locked);
+        drop(locked);
+        let unused = used.count_ones() as usize;
+        let leftover = slots[unused..got].iter().map(|&slot| area.entry(slot));
+        area.release(leftover.chain(indices(used & !staged).map(|i| entries[i])));
+        if staged == 0 {
+            self.frames().release(block, 1);
+            return Err(StageError::NothingToDo);
+        }
+        Ok(Staged {
+            block,
+            mask: staged,
+        })
+    }
+
+    /// Takes the pages in `mask` out and puts their entries in the PTEs: one step for everybody else,
+    /// since the chunk is locked. Returns the pages that left.
+    fn unmap<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        locked: &mut LockedChunk<'_>,
+        area: &SwapArea,
+        block: Block,
+        mask: u64,
+        entries: &[SwapEntry; CHUNK_PAGES],
+    ) -> u64 {
+        let mut left = 0;
+        for (first, count) in runs(mask) {
+            let mut next = first;
+            while next < first + count {
+                let frame = Frame { block, index: next };
+                let done = mm
+                    .space
+                    .unmap(locked.page(next), frame, first + count - next);
+                left |= run(next, done);
+                // The page that would not go stays; go on behind it.
+                next += done + 1;
+            }
+        }
+        for i in indices(left) {
+            let frame = Frame { block, index: i };
+            // The cache first: whoever sees the entry in the PTE must find the page.
+            self.cache
+                .insert_locked(&area.cache, entries[i], frame, true);
+            let counted = area.put_in_pte(entries[i]);
+            debug_assert_eq!(counted, Ok(()), "a fresh slot has no count");
+            locked.set(i, Pte::swapped(entries[i]));
+            self.cache.unlock(frame);
+        }
+        self.frames().hold(block, left.count_ones());
+        // A fault may have met one of the locks and parked.
+        self.waiters.wake(indices(left).map(|i| entries[i]));
+        left
+    }
+
+    /// Slots from the first area that has any.
+    fn allocate(&self, out: &mut [u64]) -> Option<(&SwapArea, crate::gate::Pass<'_>, usize)> {
+        self.areas().find_map(|area| {
+            let reference = area.enter()?;
+            let got = area.allocate(out);
+            (got > 0).then_some((area, reference, got))
+        })
+    }
+
+    /// Writes the pages of `block` in `mask` that are still staged, and frees their frames.
+    pub fn write_back(&self, block: Block, mask: u64) -> Written {
+        let mut result = Written::default();
+        for index in indices(mask) {
+            let frame = Frame { block, index };
+            let Some(entry) = self.cache.owner(frame) else {
+                continue;
+            };
+            let area = self.area_of(entry);
+            let Some(_reference) = area.enter() else {
+                continue;
+            };
+            // Busy: somebody is taking the page back, or a copy of it, or fails to: it may stay here,
+            // and nobody else comes to write it. Gone: somebody has taken it.
+            let found = loop {
+                match self.lock_page(area, entry, frame) {
+                    Lock::Busy => self.wait_unlocked(area, entry, frame),
+                    found => break found,
+                }
+            };
+            if found == Lock::Gone {
+                continue;
+            }
+            if self.cache.is_writeback(frame) {
+                self.unlock_pages(block, bit(index), [entry]);
+                continue;
+            }
+            if area.slot(entry).count == 0 {
+                self.uncache(area, entry, frame);
+                result.dropped |= bit(index);
+                continue;
+            }
+            if self.cache.is_dirty(frame)
+                && let Err(error) = self.write(area, entry, frame)
+            {
+                self.unlock_pages(block, bit(index), [entry]);
+                result.failed |= bit(index);
+                result.error = Some(error);
+                continue;
+            }
+            let dropped = area.slot(entry).count == 0;
+            self.uncache(area, entry, frame);
+            *(if dropped {
+                &mut result.dropped
+            } else {
+                &mut result.written
+            }) |= bit(index);
+        }
+        result
+    }
+
+    /// Writes a locked page; unlocked while the device works, so that a fault can copy it meanwhile.
+    fn write(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) -> Result<(), DeviceError> {
+        self.cache.start_writeback(frame);
+        self.unlock_pages(frame.block, bit(frame.index), [entry]);
+        let written = self
+            .frames()
+            .read(frame, |page| area.device().write(entry.offset(), page));
+        // Nobody else deletes a page under writeback, so the lock is for this entry still.
+        while !self.cache.try_lock(frame) {
+            self.wait_unlocked(area, entry, frame);
+        }
+        self.cache.end_writeback(frame, written.is_ok());
+        written
+    }
+
+    /// Deletes a locked page from the cache, gives up the cache flag and frees the frame.
+    fn uncache(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) {
+        self.cache.delete_locked(&area.cache, entry, frame);
+        area.release([entry]);
+        self.frames().release(frame.block, 1);
+        self.waiters.wake([entry]);
+    }
+
+    /// Takes the pages of `chunk` in `mask` out of existence: slots are freed, present pages dropped,
+    /// PTEs read as zeros again. Pinned pages stay.
+    pub fn discard<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        mask: u64,
+    ) -> Discarded {
+        let mask = mask & mm.table.chunk_mask(chunk);
+        let mut locked = mm.table.lock(chunk);
+        let pinned = filter(mask, |i| locked.get(i).pins() > 0);
+        let present = filter(mask & !pinned, |i| {
+            locked.get(i).state() == PteState::Present
+        });
+        for (first, count) in runs(present) {
+            mm.space.discard(locked.page(first), count);
+        }
+        let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
+        let mut swapped = 0;
+        for i in indices(mask & !pinned) {
+            if let Some(entry) = locked.get(i).entry() {
+                entries[i] = entry;
+                swapped |= bit(i);
+            }
+            locked.set(i, Pte::NONE);
+        }
+        drop(locked);
+        // Each entry is still counted: the device discards its data with no lock held.
+        for i in indices(swapped) {
+            let area = self.area_of(entries[i]);
+            // An area is only closed when none of its slots is in use.
+            let _reference = area.enter().expect("a slot in use keeps its area open");
+            area.free(entries[i]);
+        }
+        Discarded { present, pinned }
+    }
+}
+
+/// Whether a page with this word may be staged.
+fn can_leave(pte: Pte) -> bool {
+    pte.state() == PteState::Present && pte.pins() == 0
+}

@@ -1,0 +1,70 @@
+//! swapoff: everything an area holds comes back into memory, or the area stays.
+
+use crate::area::SwapArea;
+use crate::page_table::CHUNK_PAGES;
+use crate::space::{AddressSpace, Frames};
+use crate::swap::{FaultError, Mm, Swap};
+use crate::swap_in::Access;
+
+impl<F: Frames> Swap<F> {
+    /// Ends allocation from `area`: after this, no slot of it is handed out. Slots handed out before
+    /// may still be on their way into a PTE.
+    pub fn begin_swapoff(&self, area: &SwapArea) {
+        area.clusters().stop();
+    }
+
+    /// Takes back [`Swap::begin_swapoff`].
+    pub fn abort_swapoff(&self, area: &SwapArea) {
+        area.clusters().resume();
+    }
+
+    /// Whether `area` hands out slots.
+    #[must_use]
+    pub fn is_open(&self, area: &SwapArea) -> bool {
+        !area.clusters().is_stopped()
+    }
+
+    /// Brings back every page of `mm` that `area` holds. Returns how many were brought.
+    ///
+    /// # Errors
+    /// How many were brought, and which page could not be: it is still where it was.
+    pub fn unuse<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        area: &SwapArea,
+    ) -> Result<usize, (usize, usize, FaultError)> {
+        let mut brought = 0;
+        for page in 0..mm.table.pages() {
+            while self.holds(mm, page, area) {
+                match self.fault(
+                    mm,
+                    Access {
+                        page,
+                        write: true,
+                        max_pages: CHUNK_PAGES,
+                        wait: true,
+                    },
+                ) {
+                    Ok(pages) => brought += pages,
+                    Err(FaultError::NoFrames) => std::thread::yield_now(),
+                    Err(error) => return Err((brought, page, error)),
+                }
+            }
+        }
+        Ok(brought)
+    }
+
+    fn holds<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize, area: &SwapArea) -> bool {
+        let entry = mm.table.load(page).entry();
+        entry.is_some_and(|entry| std::ptr::eq(self.area_of(entry), area))
+    }
+
+    /// Closes `area`, none of whose slots is in use: returns when nobody uses its device any more.
+    ///
+    /// # Panics
+    /// If slots are in use.
+    pub fn end_swapoff(&self, area: &SwapArea) {
+        assert_eq!(area.used(), 0, "swapoff of an area in use");
+        area.gate().close();
+    }
+}

@@ -1,0 +1,329 @@
+//! What the tests share: stamped pages, a device with switches, and the checker of invariants.
+#![allow(dead_code, reason = "no test binary uses all of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes, Properties};
+use userswap_core::entry::SwapEntry;
+use userswap_core::page_table::{CHUNK_PAGES, PteState};
+use userswap_core::script::{Point, ScriptedDevice};
+use userswap_core::soft::{self, SoftMm, SoftSwap};
+use userswap_core::space::Frames;
+use userswap_core::{FaultError, Staged, SwapArea, Way, bug};
+
+/// Long enough for any machine; nothing is measured with it.
+pub(crate) const HANG: Duration = Duration::from_secs(30);
+
+/// A synchronous device without peculiarities.
+pub(crate) const PLAIN: Properties = Properties {
+    synchronous: true,
+    stable_pages: false,
+    discards: true,
+};
+
+const WORDS: usize = PAGE_SIZE / 8;
+
+/// A page that says whose it is: every word depends on the page and its version.
+pub(crate) fn stamp(page: usize, version: u64) -> PageBytes {
+    let mut bytes = [0; PAGE_SIZE];
+    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
+        let value = match i {
+            0 => version,
+            1 => page as u64,
+            _ => mix(page, version, i),
+        };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}
+
+/// The page and version a stamped page says it is. A page of zeros is version 0 of any page.
+///
+/// # Errors
+/// The page is torn, or nobody's.
+pub(crate) fn whose(bytes: &PageBytes) -> Result<Option<(usize, u64)>, String> {
+    if bytes.iter().all(|&byte| byte == 0) {
+        return Ok(None);
+    }
+    let word = |i: usize| u64::from_le_bytes(bytes[i * 8..][..8].try_into().expect("8 bytes"));
+    let (version, page) = (word(0), word(1) as usize);
+    match (2..WORDS).find(|&i| word(i) != mix(page, version, i)) {
+        Some(i) => Err(format!("page {page} version {version} is torn at word {i}")),
+        None => Ok(Some((page, version))),
+    }
+}
+
+/// The version of `page` in `bytes`.
+///
+/// # Errors
+/// The page is torn, or another one.
+pub(crate) fn version_of(page: usize, bytes: &PageBytes) -> Result<u64, String> {
+    match whose(bytes)? {
+        None => Ok(0),
+        Some((is, version)) if is == page => Ok(version),
+        Some((is, version)) => Err(format!("page {page} holds page {is}, version {version}")),
+    }
+}
+
+fn mix(page: usize, version: u64, i: usize) -> u64 {
+    (version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ page as u64)
+        .rotate_left(17)
+        .wrapping_add(i as u64)
+        .wrapping_mul(0xff51_afd7_ed55_8ccd)
+}
+
+/// Stores a version of a page.
+pub(crate) fn store(
+    swap: &SoftSwap,
+    mm: &SoftMm,
+    page: usize,
+    version: u64,
+) -> Result<(), FaultError> {
+    soft::access(swap, mm, page, |bytes| *bytes = stamp(page, version))
+}
+
+/// Loads a page and checks that it is what it should be.
+pub(crate) fn load(swap: &SoftSwap, mm: &SoftMm, page: usize) -> Result<u64, FaultError> {
+    soft::access(swap, mm, page, |bytes| {
+        version_of(page, bytes).unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+/// Writes a staged block out and drops its hold. What could not be written is put back.
+pub(crate) fn write_out(swap: &SoftSwap, mm: &SoftMm, chunk: usize, staged: Staged) {
+    let done = swap.write_back(staged.block, staged.mask);
+    let back = swap.put_back(mm, chunk, staged.block, done.failed, 0);
+    assert_eq!(back, done.failed, "{done:?}");
+    swap.frames().release(staged.block, 1);
+}
+
+/// Pages `mask` of `chunk` out, as far as they can be.
+pub(crate) fn page_out(swap: &SoftSwap, mm: &SoftMm, chunk: usize, mask: u64) {
+    if let Ok(staged) = swap.stage(mm, chunk, mask) {
+        write_out(swap, mm, chunk, staged);
+    }
+}
+
+/// The entry of a page that is swapped.
+pub(crate) fn entry(mm: &SoftMm, page: usize) -> Option<SwapEntry> {
+    match mm.table.load(page).state() {
+        PteState::Swapped(entry) => Some(entry),
+        PteState::None | PteState::Present => None,
+    }
+}
+
+/// (c, h) of the slot a swapped page is in.
+pub(crate) fn slot(swap: &SoftSwap, mm: &SoftMm, page: usize) -> (u32, bool) {
+    let entry = entry(mm, page).expect("a swapped page");
+    let slot = area_of(swap, entry).slot(entry);
+    (slot.count, slot.has_cache)
+}
+
+fn area_of(swap: &SoftSwap, entry: SwapEntry) -> &SwapArea {
+    swap.areas().nth(entry.area()).expect("an area")
+}
+
+/// Checks the invariants of a moment at which no operation is under way, with `staged` the blocks the
+/// test holds. I1: each slot's count is the number of PTEs that hold it. I2 and I6: the cache flag is
+/// set only of staged pages. The words tell the truth about memory, no slot and no frame is leaked,
+/// and no broken invariant was reported.
+pub(crate) fn check(swap: &SoftSwap, mms: &[&SoftMm], staged: &[Staged]) {
+    assert_eq!(bug::count(), 0, "a bug was reported");
+    let mut counts = BTreeMap::<SwapEntry, u32>::new();
+    for mm in mms {
+        for page in 0..mm.table.pages() {
+            let present = mm.table.load(page).state() == PteState::Present;
+            assert_eq!(
+                mm.space.peek(page).is_some(),
+                present,
+                "page {page}'s word lies"
+            );
+            if let Some(entry) = entry(mm, page) {
+                *counts.entry(entry).or_default() += 1;
+            }
+        }
+    }
+    let mut cached = 0;
+    for (number, area) in swap.areas().enumerate() {
+        let mut used = 0;
+        for offset in 0..area.slots() {
+            let entry = SwapEntry::new(number, offset);
+            let slot = area.slot(entry);
+            let expected = counts.remove(&entry).unwrap_or(0);
+            assert_eq!(slot.count, expected, "I1: slot {entry} is {slot:?}");
+            cached += u32::from(slot.has_cache);
+            used += u64::from(slot.count > 0 || slot.has_cache);
+        }
+        assert_eq!(area.used(), used, "slots of area {number} are leaked");
+    }
+    assert!(counts.is_empty(), "entries name no slot: {counts:?}");
+    let most = staged
+        .iter()
+        .map(|staged| staged.mask.count_ones())
+        .sum::<u32>();
+    assert!(
+        cached <= most,
+        "I6: {cached} cache flags set, {most} pages staged"
+    );
+    let blocks = staged
+        .iter()
+        .map(|staged| staged.block)
+        .collect::<BTreeSet<_>>();
+    assert_eq!(
+        swap.frames().in_use(),
+        blocks.len(),
+        "blocks of frames are leaked"
+    );
+}
+
+/// Discards everything and checks that nothing is left.
+pub(crate) fn check_empty(swap: &SoftSwap, mms: &[&SoftMm]) {
+    check(swap, mms, &[]);
+    for mm in mms {
+        for chunk in 0..mm.table.chunks() {
+            assert_eq!(swap.discard(mm, chunk, u64::MAX).pinned, 0);
+        }
+    }
+    check(swap, mms, &[]);
+    for area in swap.areas() {
+        assert_eq!(area.used(), 0);
+    }
+}
+
+/// What a test makes a device do.
+#[derive(Debug, Default)]
+pub(crate) struct Switches {
+    /// Slots whose reads fail.
+    pub(crate) unreadable: Mutex<BTreeSet<u64>>,
+    /// Slots whose writes fail; `None`: of none, `Some(empty)`: of all.
+    pub(crate) unwritable: Mutex<Option<BTreeSet<u64>>>,
+    /// Calls so far.
+    pub(crate) reads: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) discards: AtomicU64,
+    stop: Mutex<Option<Stop>>,
+}
+
+/// Stops a thread that comes to a point: whom it tells, and what it waits for.
+#[derive(Debug)]
+struct Stop {
+    point: Point,
+    reached: Sender<u64>,
+    go_on: Receiver<()>,
+}
+
+/// A thread that is to be stopped in the device.
+pub(crate) struct Stopped {
+    reached: Receiver<u64>,
+    go_on: Sender<()>,
+}
+
+impl Stopped {
+    /// Waits until the thread is there; returns the slot.
+    pub(crate) fn reached(&self) -> u64 {
+        self.reached.recv_timeout(HANG).expect("nobody came by")
+    }
+
+    /// Lets the thread go on.
+    pub(crate) fn go_on(self) {
+        self.go_on.send(()).expect("the thread waits");
+    }
+}
+
+impl Switches {
+    /// Stops the next thread that comes to `point`.
+    pub(crate) fn stop_next(&self, point: Point) -> Stopped {
+        let (reached_tx, reached) = channel();
+        let (go_on, go_on_rx) = channel();
+        *self.stop.lock().expect("switches") = Some(Stop {
+            point,
+            reached: reached_tx,
+            go_on: go_on_rx,
+        });
+        Stopped { reached, go_on }
+    }
+
+    /// What the device does at each call.
+    ///
+    /// # Errors
+    /// What the test asked for.
+    pub(crate) fn act(&self, point: Point, slot: u64) -> Result<(), DeviceError> {
+        let stop = self
+            .stop
+            .lock()
+            .expect("switches")
+            .take_if(|stop| stop.point == point);
+        if let Some(stop) = stop {
+            stop.reached.send(slot).expect("the test listens");
+            // A test that fails drops its end.
+            let _ = stop.go_on.recv();
+        }
+        match point {
+            Point::BeforeRead => {
+                self.reads.fetch_add(1, Ordering::SeqCst);
+                let unreadable = self.unreadable.lock().expect("switches");
+                if unreadable.contains(&slot) {
+                    return Err(DeviceError::Io(5));
+                }
+            }
+            Point::BeforeWrite => {
+                self.writes.fetch_add(1, Ordering::SeqCst);
+                let unwritable = self.unwritable.lock().expect("switches");
+                if let Some(slots) = &*unwritable
+                    && (slots.is_empty() || slots.contains(&slot))
+                {
+                    return Err(DeviceError::Full);
+                }
+            }
+            Point::Discard => {
+                self.discards.fetch_add(1, Ordering::SeqCst);
+            }
+            Point::AfterRead => {}
+        }
+        Ok(())
+    }
+}
+
+/// A device with switches.
+pub(crate) fn device(slots: u64, properties: Properties) -> (ScriptedDevice, Arc<Switches>) {
+    let switches = Arc::new(Switches::default());
+    let acts = Arc::clone(&switches);
+    let script = Box::new(move |point, slot| acts.act(point, slot));
+    (ScriptedDevice::new(slots, properties, script), switches)
+}
+
+/// A swap subsystem with one such device.
+pub(crate) fn setup(way: Way, slots: u64, properties: Properties) -> (SoftSwap, Arc<Switches>) {
+    let swap = soft::swap(16, way);
+    let (device, switches) = device(slots, properties);
+    swap.add_area(Box::new(device)).expect("a first area");
+    (swap, switches)
+}
+
+/// The safe ways.
+pub(crate) const SAFE: [Way; 2] = [Way::Direct, Way::Cached];
+
+/// Runs `test` on a thread of its own and fails if it hangs.
+pub(crate) fn within_reason<R: Send + 'static>(test: impl FnOnce() -> R + Send + 'static) -> R {
+    let (done, result) = channel();
+    let thread = std::thread::spawn(move || {
+        // The receiver is gone only when it gave up.
+        let _ = done.send(test());
+    });
+    match result.recv_timeout(HANG) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => panic!("it hangs"),
+        Err(RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().expect_err("it panicked"))
+        }
+    }
+}
+
+/// The mask of a chunk's first `pages` pages.
+pub(crate) fn first(pages: usize) -> u64 {
+    userswap_core::mask::run(0, pages.min(CHUNK_PAGES))
+}

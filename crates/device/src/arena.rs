@@ -1,0 +1,284 @@
+//! Memory of our own: anonymous mappings outside the process heap, filled in lazily.
+//!
+//! A [`Mapping`] reserves address space only; the system gives it zeroed pages when they are first
+//! written. A [`Table`] is a typed slice in a mapping. Transparent huge pages are turned off, so
+//! that one byte written takes one page and the counts we keep of resident pages are true.
+
+use std::mem::{align_of, needs_drop, size_of};
+use std::ops::Deref;
+use std::ptr::{NonNull, null_mut, slice_from_raw_parts_mut};
+use std::slice;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use rustix::io::Errno;
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use userswap_core::device::{DeviceError, PAGE_SIZE};
+
+/// An anonymous, private mapping that takes no memory until it is written.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is only an address range that lives until drop; every access to its bytes is
+// an unsafe call whose caller argues for the absence of races.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Reserves at least `len` bytes, rounded up to pages, all zero.
+    pub(crate) fn new(len: usize) -> Result<Self, DeviceError> {
+        let len = len
+            .max(1)
+            .checked_next_multiple_of(PAGE_SIZE)
+            .ok_or(refused(Errno::NOMEM))?;
+        // SAFETY: a new mapping at an address of the system's choice aliases nothing.
+        let base = unsafe {
+            mm::mmap_anonymous(
+                null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(refused)?;
+        for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontDump] {
+            // SAFETY: neither advice changes what the bytes read as. Both only tune, and a kernel
+            // without them works too, so a refusal is of no interest.
+            let _ = unsafe { mm::madvise(base, len, advice) };
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or(refused(Errno::NOMEM))?;
+        Ok(Self { base, len })
+    }
+
+    /// Bytes reserved.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where the mapping starts.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// The address of byte `offset`; panics outside the mapping.
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(
+            offset <= self.len && len <= self.len - offset,
+            "access outside a mapping"
+        );
+        // SAFETY: just checked to lie within the mapping (or one past its end).
+        unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    /// Makes the pages of a range resident in one go: two thirds of the cost of faulting on each.
+    /// What the bytes read as does not change; where the kernel cannot, the pages fault in later.
+    pub(crate) fn populate(&self, offset: usize, len: usize) {
+        // SAFETY: populating leaves the bytes as they are, whoever uses them meanwhile.
+        let _ =
+            unsafe { mm::madvise(self.at(offset, len).cast(), len, Advice::LinuxPopulateWrite) };
+    }
+
+    /// Gives the pages of a range back to the system; says whether it took them.
+    ///
+    /// # Safety
+    /// Nothing may hold a reference to the bytes of the range, and nobody may rely on them: they
+    /// read as zeros afterwards.
+    pub(crate) unsafe fn release(&self, offset: usize, len: usize) -> bool {
+        // SAFETY: the caller gave up the bytes; the range lies in our private anonymous mapping,
+        // so this zeroes these bytes and nothing else.
+        unsafe { mm::madvise(self.at(offset, len).cast(), len, Advice::LinuxDontNeed) }.is_ok()
+    }
+
+    /// Copies `bytes` to `offset`.
+    ///
+    /// # Safety
+    /// Nobody else may read or write the range during the call.
+    pub(crate) unsafe fn write(&self, offset: usize, bytes: &[u8]) {
+        let target = self.at(offset, bytes.len());
+        // SAFETY: `at` checked the range, and the caller alone uses it, so it cannot overlap
+        // `bytes`, which others may read.
+        unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// The bytes of a range.
+    ///
+    /// # Safety
+    /// Nobody may write or release the range while the slice lives.
+    pub(crate) unsafe fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        // SAFETY: `at` checked the range; mapped memory is always initialised; the caller keeps
+        // writers away.
+        unsafe { slice::from_raw_parts(self.at(offset, len), len) }
+    }
+
+    /// The word at `offset`, as an atomic.
+    ///
+    /// # Safety
+    /// While the reference lives, nobody may access these bytes other than atomically, and the
+    /// range must not be released.
+    pub(crate) unsafe fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
+        assert!(
+            offset.is_multiple_of(align_of::<AtomicU32>()),
+            "misaligned word"
+        );
+        // SAFETY: in range (checked by `at`), aligned (checked above, the base is page-aligned).
+        unsafe { AtomicU32::from_ptr(self.at(offset, size_of::<AtomicU32>()).cast()) }
+    }
+}
+
+/// The error for a refusal by the system, or by us in its terms.
+pub(crate) fn refused(errno: Errno) -> DeviceError {
+    DeviceError::Io(errno.raw_os_error())
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours and nothing borrows from it any more. Unmapping a range that
+        // was mapped as one cannot fail in a way we could act upon.
+        let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Types for which zeroed memory is a valid value.
+///
+/// # Safety
+/// All-zero bytes must be a valid value, and dropping a value must do nothing.
+pub(crate) unsafe trait Zeroed {}
+
+// SAFETY: an integer without a destructor.
+unsafe impl Zeroed for AtomicU64 {}
+// SAFETY: an array of such.
+unsafe impl<const N: usize> Zeroed for [AtomicU64; N] {}
+
+/// A slice in a mapping of its own.
+#[derive(Debug)]
+pub(crate) struct Table<T> {
+    mapping: Mapping,
+    len: usize,
+    items: NonNull<T>,
+}
+
+// SAFETY: a table owns its items, as a boxed slice does.
+unsafe impl<T: Send> Send for Table<T> {}
+// SAFETY: sharing a table shares its items and nothing else.
+unsafe impl<T: Sync> Sync for Table<T> {}
+
+impl<T> Table<T> {
+    fn reserve(len: usize) -> Result<Self, DeviceError> {
+        assert!(align_of::<T>() <= PAGE_SIZE);
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or(refused(Errno::NOMEM))?;
+        let mapping = Mapping::new(bytes)?;
+        let items = mapping.base().cast();
+        Ok(Self {
+            mapping,
+            len: 0,
+            items,
+        })
+    }
+
+    /// `len` items of zero bytes. They take memory only where they are written.
+    pub(crate) fn zeroed(len: usize) -> Result<Self, DeviceError>
+    where
+        T: Zeroed,
+    {
+        let mut table = Self::reserve(len)?;
+        table.len = len;
+        Ok(table)
+    }
+
+    /// `len` items made by `make`.
+    pub(crate) fn from_fn(
+        len: usize,
+        mut make: impl FnMut(usize) -> T,
+    ) -> Result<Self, DeviceError> {
+        Self::try_from_fn(len, |index| Ok(make(index)))
+    }
+
+    /// `len` items made by `make`, or its first error.
+    pub(crate) fn try_from_fn(
+        len: usize,
+        mut make: impl FnMut(usize) -> Result<T, DeviceError>,
+    ) -> Result<Self, DeviceError> {
+        let mut table = Self::reserve(len)?;
+        for index in 0..len {
+            let item = make(index)?;
+            // SAFETY: the mapping has room for `len` items, is aligned for them, and item `index`
+            // holds no value yet.
+            unsafe { table.items.add(index).write(item) };
+            // Counted one by one: should `make` fail, exactly the items made are dropped.
+            table.len = index + 1;
+        }
+        Ok(table)
+    }
+
+    /// Bytes reserved, resident or not.
+    pub(crate) fn reserved_bytes(&self) -> usize {
+        self.mapping.len()
+    }
+}
+
+impl<T> Deref for Table<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the first `len` items hold values, by construction, until the table drops.
+        unsafe { slice::from_raw_parts(self.items.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for Table<T> {
+    fn drop(&mut self) {
+        if needs_drop::<T>() {
+            // SAFETY: the first `len` items hold values and are dropped once, here.
+            unsafe { slice_from_raw_parts_mut(self.items.as_ptr(), self.len).drop_in_place() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    #[test]
+    fn a_mapping_reads_zero_until_written_and_after_release() {
+        let mapping = Mapping::new(3 * PAGE_SIZE).unwrap();
+        mapping.populate(0, mapping.len());
+        // SAFETY: this thread alone uses the mapping, and each borrow ends in its statement.
+        unsafe {
+            assert!(mapping.bytes(0, mapping.len()).iter().all(|&b| b == 0));
+            mapping.write(PAGE_SIZE - 2, b"four");
+            assert_eq!(mapping.bytes(PAGE_SIZE - 2, 4), b"four");
+            assert!(mapping.release(0, PAGE_SIZE));
+            assert_eq!(mapping.bytes(PAGE_SIZE - 2, 4), b"\0\0ur");
+        }
+    }
+
+    #[test]
+    fn a_large_table_is_lazy() {
+        let table = Table::<AtomicU64>::zeroed(1 << 30).unwrap();
+        table[1 << 29].store(7, Relaxed);
+        assert_eq!(table[1 << 29].load(Relaxed), 7);
+        assert_eq!(table[12345].load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_made_table_drops_its_items() {
+        let item = std::sync::Arc::new(());
+        let table = Table::from_fn(10, |_| item.clone()).unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&item), 11);
+        drop(table);
+        assert_eq!(std::sync::Arc::strong_count(&item), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside a mapping")]
+    fn access_outside_is_refused() {
+        let mapping = Mapping::new(PAGE_SIZE).unwrap();
+        mapping.populate(PAGE_SIZE, PAGE_SIZE);
+    }
+}

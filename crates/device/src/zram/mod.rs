@@ -1,0 +1,298 @@
+//! Compressed memory.
+//!
+//! A page is looked at for one repeated word (then only the slot's word says so), compressed
+//! outside any lock, and stored packed; what does not compress is stored as it is. See [`word`] for
+//! the states of a slot.
+//!
+//! # What a slot's lock guarantees
+//! The word of a slot and the object it names change together. A reader that holds the lock has an
+//! object that cannot be freed, moved or reused beneath it; a writer swaps the word and frees the
+//! old object in one critical section, so two writers never both free it and none is lost.
+//! In the ways `direct` and `cached` the engine lets nobody meet on a slot, and the lock is never
+//! contended but by a compaction; the way `unpinned` meets, and stays memory-safe.
+//!
+//! Lock order: a compression context, or a slot; then a shard of the store; then its pool. A
+//! decompression context is taken under a slot's lock and nothing is taken under it.
+
+mod table;
+#[cfg(test)]
+mod tests;
+mod word;
+
+use rustix::io::Errno;
+use userswap_core::device::{
+    Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Usage,
+};
+
+use crate::arena::refused;
+use crate::codec::{Codec, Contexts};
+use crate::cpu::{self, Counters};
+use crate::same;
+use crate::store::{Release, Store};
+use table::Slots;
+use word::{Stored, WIDE_BYTES, Word};
+
+/// How a [`Zram`] is to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZramOptions {
+    /// How pages are compressed.
+    pub codec: Codec,
+    /// The most bytes of memory that stored pages may take, rounding included and tables not.
+    /// A write that needs more fails with [`DeviceError::Full`].
+    pub memory_limit: Option<u64>,
+    /// Fail with [`DeviceError::Incompressible`] instead of storing a page as it is.
+    pub refuse_incompressible: bool,
+    /// For LZ4: 1 compresses best, larger is faster and worse.
+    pub lz4_acceleration: u32,
+    /// For Zstandard: its compression level; negative is faster and worse.
+    pub zstd_level: i32,
+}
+
+impl Default for ZramOptions {
+    fn default() -> Self {
+        Self {
+            codec: Codec::default(),
+            memory_limit: None,
+            refuse_incompressible: false,
+            lz4_acceleration: 1,
+            zstd_level: 1,
+        }
+    }
+}
+
+/// Compressed memory as a swap device.
+///
+/// A write that fails leaves the slot as it was: what it held can still be read.
+pub struct Zram {
+    slots: Slots,
+    store: Store,
+    contexts: Contexts,
+    counters: Counters<4>,
+    options: ZramOptions,
+}
+
+/// Indices of the counters.
+const SAME: usize = 0;
+const PACKED: usize = 1;
+const RAW: usize = 2;
+const STORED_BYTES: usize = 3;
+
+impl Zram {
+    /// A device of `slots` slots, at most `u32::MAX`. Address space for all of them is reserved
+    /// here (a little more than four pages each); memory is taken as pages come.
+    ///
+    /// # Errors
+    /// [`DeviceError::Io`] when there are too many slots, when the system refuses the address
+    /// space, or when the codec refuses its parameters (`EINVAL`).
+    pub fn new(slots: u64, options: ZramOptions) -> Result<Self, DeviceError> {
+        let count = u32::try_from(slots).map_err(|_| refused(Errno::INVAL))?;
+        let device = Self {
+            slots: Slots::new(count as usize)?,
+            store: Store::new(slots, options.memory_limit)?,
+            contexts: Contexts::new(options.codec, options.lz4_acceleration, options.zstd_level)?,
+            counters: Counters::new()?,
+            options,
+        };
+        Ok(device)
+    }
+
+    /// Moves compressed pages together and gives the memory gained back to the system. Worth it
+    /// after many slots were freed. Safe beside any other use; it keeps others from a slot only
+    /// while it copies that slot's object. Not for signal handlers: it takes milliseconds.
+    pub fn compact(&self) {
+        self.store.compact(|owner, handle| {
+            let Ok(slot) = self.index(u64::from(owner)) else {
+                return true;
+            };
+            let mut locked = self.slots.lock(slot);
+            let len = match locked.word().stored() {
+                Stored::Packed(held, len) if held == handle => len,
+                Stored::Wide(held) if held == handle => WIDE_BYTES,
+                // Freed, or moved on, since the store looked.
+                _ => return true,
+            };
+            // SAFETY: the slot holds this object and we hold the slot, so nobody can free it.
+            let Ok(copy) = (unsafe { self.store.duplicate(owner, handle, len) }) else {
+                return false;
+            };
+            locked.set(match locked.word().stored() {
+                Stored::Wide(_) => Word::wide(copy),
+                _ => Word::packed(copy, len),
+            });
+            let release = self.store.free(handle);
+            drop(locked);
+            self.finish(release);
+            true
+        });
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> ZramOptions {
+        self.options
+    }
+
+    fn index(&self, slot: u64) -> Result<usize, DeviceError> {
+        usize::try_from(slot)
+            .ok()
+            .filter(|&slot| slot < self.slots.len())
+            .ok_or(refused(Errno::INVAL))
+    }
+
+    /// Stores `page`, without a slot naming it yet.
+    fn store_page(&self, cpu: usize, owner: u32, page: &PageBytes) -> Result<Word, DeviceError> {
+        if let Some(value) = same::repeated_word(page) {
+            return match Word::same(value) {
+                Some(word) => Ok(word),
+                None => self
+                    .store
+                    .put(cpu, owner, &value.to_ne_bytes())
+                    .map(Word::wide),
+            };
+        }
+        self.contexts.compress(cpu, page, |packed| match packed {
+            Some(packed) => {
+                let handle = self.store.put(cpu, owner, packed)?;
+                Ok(Word::packed(handle, packed.len()))
+            }
+            None if self.options.refuse_incompressible => Err(DeviceError::Incompressible),
+            None => self.store.put_page(cpu, page).map(Word::page),
+        })
+    }
+
+    /// Makes `word` what `slot` holds, and frees what it held.
+    fn replace(&self, cpu: usize, slot: usize, word: Word) {
+        let mut locked = self.slots.lock(slot);
+        let old = locked.word();
+        locked.set(word);
+        let release = match old.stored() {
+            Stored::Empty | Stored::Same(_) => None,
+            Stored::Wide(handle) | Stored::Packed(handle, _) | Stored::Page(handle) => {
+                self.store.free(handle)
+            }
+        };
+        drop(locked);
+        self.count(cpu, old, -1);
+        self.count(cpu, word, 1);
+        self.finish(release);
+    }
+
+    fn finish(&self, release: Option<Release>) {
+        if let Some(release) = release {
+            self.store.finish(release);
+        }
+    }
+
+    fn count(&self, cpu: usize, word: Word, sign: i64) {
+        let (kind, bytes) = match word.stored() {
+            Stored::Empty => return,
+            Stored::Same(_) => return self.counters.add(cpu, SAME, sign),
+            Stored::Wide(_) => (PACKED, WIDE_BYTES),
+            Stored::Packed(_, len) => (PACKED, len),
+            Stored::Page(_) => (RAW, PAGE_SIZE),
+        };
+        self.counters.add(cpu, kind, sign);
+        self.counters.add(cpu, STORED_BYTES, sign * bytes as i64);
+    }
+
+    fn read_object(&self, slot: usize, page: &mut PageBytes) -> Result<Content, DeviceError> {
+        let locked = self.slots.lock(slot);
+        let stored = locked.word().stored();
+        // SAFETY (all three): the slot names the object and is locked until the end of this
+        // function, so nobody frees the object before.
+        match stored {
+            Stored::Empty => return Ok(Content::Zeros),
+            Stored::Same(value) => return Ok(repeated(value, page)),
+            Stored::Wide(handle) => {
+                // SAFETY: as above.
+                let bytes = unsafe { self.store.bytes(handle, WIDE_BYTES) };
+                same::fill(
+                    page,
+                    u64::from_ne_bytes(bytes.try_into().expect("eight bytes")),
+                );
+            }
+            Stored::Packed(handle, len) => {
+                // SAFETY: as above.
+                let packed = unsafe { self.store.bytes(handle, len) };
+                if !self.contexts.decompress(packed, page) {
+                    return Err(DeviceError::Corrupt);
+                }
+            }
+            Stored::Page(handle) => {
+                // SAFETY: as above.
+                page.copy_from_slice(unsafe { self.store.page(handle) });
+            }
+        }
+        Ok(Content::Bytes)
+    }
+}
+
+fn repeated(value: u64, page: &mut PageBytes) -> Content {
+    if value == 0 {
+        return Content::Zeros;
+    }
+    same::fill(page, value);
+    Content::Bytes
+}
+
+impl Device for Zram {
+    fn name(&self) -> &str {
+        match self.options.codec {
+            Codec::Lz4 => "zram",
+            Codec::Zstd => "zram:zstd",
+        }
+    }
+
+    fn slots(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
+    /// Pages must be stable: one that changes while it is compressed would come back as neither
+    /// version.
+    fn properties(&self) -> Properties {
+        Properties {
+            synchronous: true,
+            stable_pages: true,
+            discards: true,
+        }
+    }
+
+    fn read(&self, slot: u64, page: &mut PageBytes) -> Result<Content, DeviceError> {
+        let slot = self.index(slot)?;
+        match self.slots.peek(slot).map(Word::stored) {
+            Some(Stored::Empty) => Ok(Content::Zeros),
+            Some(Stored::Same(value)) => Ok(repeated(value, page)),
+            _ => self.read_object(slot, page),
+        }
+    }
+
+    /// The new content is in place before the old one goes: at its memory limit a device may
+    /// refuse to overwrite a slot that it could have overwritten after a discard.
+    fn write(&self, slot: u64, page: &PageBytes) -> Result<(), DeviceError> {
+        let index = self.index(slot)?;
+        let cpu = cpu::current();
+        let word = self.store_page(cpu, slot as u32, page)?;
+        self.slots.touch(index);
+        self.replace(cpu, index, word);
+        Ok(())
+    }
+
+    fn discard(&self, slot: u64) {
+        let Ok(slot) = self.index(slot) else { return };
+        if self.slots.peek(slot) != Some(Word::EMPTY) {
+            self.replace(cpu::current(), slot, Word::EMPTY);
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            same_pages: self.counters.total(SAME),
+            compressed_pages: self.counters.total(PACKED),
+            raw_pages: self.counters.total(RAW),
+            stored_bytes: self.counters.total(STORED_BYTES),
+            memory_bytes: self.store.resident_bytes(),
+            metadata_bytes: self.slots.resident_bytes()
+                + self.store.metadata_bytes()
+                + self.contexts.memory_bytes() as u64,
+        }
+    }
+}

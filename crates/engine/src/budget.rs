@@ -1,0 +1,166 @@
+//! The limit: who may take memory, and when room must be made.
+//!
+//! ```text
+//! used = resident pages + frames with memory + the store's memory + tables and scratch
+//! ```
+//!
+//! Guarantee: pages are charged before they are mapped, and a charge that would bring `used` over
+//! the limit waits until the reclaimer has made room. Only where no room can be made (pages that
+//! do not compress, a full area) the charge is granted all the same: nothing is lost, the limit is
+//! exceeded, and that is said once.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use userswap_core::device::PAGE_SIZE;
+
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// Bytes; `u64::MAX`: none.
+    limit: u64,
+    /// Pages mapped in regions, and pages charged that are about to be.
+    resident: AtomicU64,
+    /// Bytes of the regions' page-table words.
+    tables: AtomicU64,
+    /// Bytes by which the limit is exceeded because it cannot be held.
+    exceeded: AtomicU64,
+    warned: AtomicBool,
+}
+
+/// How full the budget is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Above the high mark of free memory.
+    Roomy,
+    /// Between the marks.
+    Low,
+    /// Below the low mark: the reclaimer runs.
+    Tight,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: Option<u64>) -> Self {
+        Self {
+            limit: limit.unwrap_or(u64::MAX),
+            resident: AtomicU64::new(0),
+            tables: AtomicU64::new(0),
+            exceeded: AtomicU64::new(0),
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    /// The limit in bytes.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        (self.limit != u64::MAX).then_some(self.limit)
+    }
+
+    /// Pages mapped in regions.
+    pub(crate) fn resident_pages(&self) -> u64 {
+        // Relaxed, here and below: sums that are only compared with a limit.
+        self.resident.load(Ordering::Relaxed)
+    }
+
+    /// A region with this many bytes of page-table words comes.
+    pub(crate) fn add_tables(&self, bytes: u64) {
+        self.tables.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A region with this many bytes of page-table words goes.
+    pub(crate) fn drop_tables(&self, bytes: u64) {
+        self.tables.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of page-table words.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Counts `pages` as mapped if that stays within the limit; `others` is what else is in use.
+    pub(crate) fn charge(&self, pages: u64, others: u64) -> bool {
+        let resident = self.resident.fetch_add(pages, Ordering::Relaxed) + pages;
+        let limit = self
+            .limit
+            .saturating_add(self.exceeded.load(Ordering::Relaxed));
+        if resident * PAGE_SIZE as u64 + others <= limit {
+            return true;
+        }
+        self.uncharge(pages);
+        false
+    }
+
+    /// Counts `pages` as mapped, whatever the limit says.
+    pub(crate) fn force(&self, pages: u64) {
+        self.resident.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// Pages were unmapped, or charged in vain.
+    pub(crate) fn uncharge(&self, pages: u64) {
+        let before = self.resident.fetch_sub(pages, Ordering::Relaxed);
+        debug_assert!(before >= pages, "more pages leave than were there");
+    }
+
+    /// How full it is, with `used` bytes in use.
+    pub(crate) fn level(&self, used: u64) -> Level {
+        if self.limit == u64::MAX {
+            return Level::Roomy;
+        }
+        match self.limit.saturating_sub(used) {
+            free if free < self.limit / 32 => Level::Tight,
+            free if free < self.limit / 16 => Level::Low,
+            _ => Level::Roomy,
+        }
+    }
+
+    /// No room can be made with `used` bytes in use: lets the limit be exceeded, in steps, so that not
+    /// every charge has to find that out anew. `true` the first time.
+    pub(crate) fn exceed(&self, used: u64) -> bool {
+        let over = used.saturating_sub(self.limit) + self.limit / 32 + 64 * PAGE_SIZE as u64;
+        self.exceeded.store(over, Ordering::Relaxed);
+        !self.warned.swap(true, Ordering::Relaxed)
+    }
+
+    /// Room was made down to `used` bytes: the limit holds again where it can.
+    pub(crate) fn made_room(&self, used: u64) {
+        if self.exceeded.load(Ordering::Relaxed) > 0 && used < self.limit {
+            self.exceeded.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    #[test]
+    fn a_charge_counts_only_when_it_fits() {
+        let budget = Budget::new(Some(10 * PAGE));
+        assert!(budget.charge(6, 2 * PAGE));
+        assert!(!budget.charge(3, 2 * PAGE));
+        assert_eq!(budget.resident_pages(), 6);
+        assert!(budget.charge(2, 2 * PAGE));
+        budget.uncharge(8);
+        assert_eq!(budget.resident_pages(), 0);
+    }
+
+    #[test]
+    fn an_exceeded_limit_is_said_once_and_holds_again_later() {
+        let budget = Budget::new(Some(1024 * PAGE));
+        assert!(budget.charge(1024, 0));
+        assert!(!budget.charge(1, 0));
+        assert!(budget.exceed(1024 * PAGE));
+        assert!(budget.charge(1, 0));
+        assert!(!budget.exceed(1025 * PAGE), "said before");
+        budget.uncharge(1000);
+        budget.made_room(25 * PAGE);
+        assert!(!budget.charge(1100, 0));
+    }
+
+    #[test]
+    fn without_a_limit_everything_fits() {
+        let budget = Budget::new(None);
+        assert!(budget.charge(1 << 40, 0));
+        assert_eq!(budget.level(u64::MAX / 2), Level::Roomy);
+        assert_eq!(budget.limit(), None);
+    }
+}

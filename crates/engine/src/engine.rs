@@ -1,0 +1,365 @@
+//! Building and owning an engine.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+
+use userswap_core::device::{Device, PAGE_SIZE};
+use userswap_core::{Swap, Way};
+use userswap_device::{Ram, Zram, ZramOptions};
+use userswap_sys::signals::Blocked;
+use userswap_sys::uffd::{Open, OpenError, Uffd};
+use userswap_sys::{Errno, cpu, host};
+
+use crate::Error;
+use crate::budget::Budget;
+use crate::crew::{Crew, ReadAhead};
+use crate::fault::{self, Handlers};
+use crate::frames::{BLOCK_BYTES, FramePool};
+use crate::reclaim::{Hand, Inactive};
+use crate::region::Region;
+use crate::shared::{Bell, Shared};
+use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode};
+use crate::stats::{Counters, Stats};
+
+/// The swap area of an engine that was told neither its size nor a limit, in bytes.
+const DEFAULT_AREA: u64 = 4 << 30;
+
+/// The least limit: frames to work with, and some pages.
+const LEAST_LIMIT: u64 = 4 << 20;
+
+/// How an engine is to be built.
+#[must_use = "an engine is made by `build`"]
+pub struct EngineBuilder {
+    device: DeviceSpec,
+    custom_device: Option<Box<dyn Device>>,
+    area: Option<u64>,
+    limit: Option<u64>,
+    faults: FaultMode,
+    way: Way,
+    fault_around: FaultAround,
+}
+
+impl EngineBuilder {
+    /// Where pages go. Default: compressed memory, lz4.
+    pub fn device(mut self, device: DeviceSpec) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// A device of the caller's own, instead of [`EngineBuilder::device`]; it brings its own size.
+    pub fn custom_device(mut self, device: Box<dyn Device>) -> Self {
+        self.custom_device = Some(device);
+        self
+    }
+
+    /// The size of the swap area in bytes: how much can be swapped out at once. A multiple of 4096.
+    /// Default: 4 GiB, or 16 times the limit if that is more. Address space only: memory is taken as
+    /// it is used.
+    pub fn area(mut self, bytes: u64) -> Self {
+        self.area = Some(bytes);
+        self
+    }
+
+    /// The most memory in bytes that the regions' resident pages, the store and the engine's tables
+    /// may take together. At least 4 MiB. Default: none; pages then leave memory only when told to.
+    pub fn limit(mut self, bytes: u64) -> Self {
+        self.limit = Some(bytes);
+        self
+    }
+
+    /// How faults reach the engine.
+    pub fn faults(mut self, mode: FaultMode) -> Self {
+        self.faults = mode;
+        self
+    }
+
+    /// The way in. [`Way::Unpinned`] **loses data**; it is there to show that it does.
+    pub fn way(mut self, way: Way) -> Self {
+        self.way = way;
+        self
+    }
+
+    /// How many pages a fault brings in.
+    pub fn fault_around(mut self, fault_around: FaultAround) -> Self {
+        self.fault_around = fault_around;
+        self
+    }
+
+    /// Builds the engine.
+    ///
+    /// # Errors
+    /// A size that makes no sense, or something the host does not permit: the error says which.
+    pub fn build(self) -> Result<Engine, Error> {
+        if host::page_size() != PAGE_SIZE {
+            return Err(Error::PageSize(host::page_size()));
+        }
+        if let Some(bytes) = self.limit
+            && bytes < LEAST_LIMIT
+        {
+            return Err(Error::LimitTooSmall {
+                bytes,
+                least: LEAST_LIMIT,
+            });
+        }
+        let default_area = self
+            .limit
+            .map_or(0, |limit| limit.saturating_mul(16))
+            .max(DEFAULT_AREA);
+        let area = self
+            .area
+            .unwrap_or(default_area / PAGE_SIZE as u64 * PAGE_SIZE as u64);
+        check_size("a swap area", area)?;
+        let (mode, uffd) = open_faults(self.faults)?;
+        let staging_uffd = Uffd::open(Open {
+            kernel_faults: false,
+            sigbus: true,
+            nonblock: true,
+        })?;
+        if !staging_uffd.features().move_pages() {
+            return Err(Error::NoMove);
+        }
+        let device = match self.custom_device {
+            Some(device) => device,
+            None => make_device(&self.device, area, self.limit.is_some())?,
+        };
+        let pool = PoolSize::for_limit(self.limit);
+        let frames = FramePool::new(staging_uffd, pool.staging, pool.scratch, pool.reserve)?;
+        let swap = Swap::new(Arc::new(frames), self.way);
+        swap.add_area(device).expect("the first area has a number");
+        fault::install()?;
+        let shared = Arc::new(Shared {
+            swap,
+            budget: Budget::new(self.limit),
+            counters: Counters::new(),
+            mode,
+            fault_around: self.fault_around,
+            uffd: Arc::new(uffd),
+            regions: RwLock::new(Vec::new()),
+            hand: Mutex::new(Hand::default()),
+            inactive: Mutex::new(Inactive::new(pool.staging, pool.inactive)),
+            writing: AtomicUsize::new(0),
+            warned_area_full: AtomicBool::new(false),
+            reclaimer: Bell::default(),
+            read_ahead: ReadAhead::for_this_host(),
+        });
+        let handlers = (mode == FaultMode::Thread)
+            .then(|| Handlers::start(&shared))
+            .transpose()?;
+        let reclaimer = self
+            .limit
+            .is_some()
+            .then(|| start_reclaimer(&shared))
+            .transpose()?;
+        let crew = Crew::start(&shared)?;
+        Ok(Engine {
+            owner: Arc::new(Owner {
+                shared,
+                _handlers: handlers,
+                _crew: crew,
+                reclaimer,
+            }),
+        })
+    }
+}
+
+/// How many blocks the frame pool has, by what for.
+struct PoolSize {
+    staging: usize,
+    scratch: usize,
+    reserve: usize,
+    inactive: usize,
+}
+
+impl PoolSize {
+    fn for_limit(limit: Option<u64>) -> Self {
+        let cpus = cpu::count();
+        // Without a limit, 64 MiB of staging keep a page-out of many threads going.
+        let blocks = limit.map_or(1024, |limit| limit as usize / BLOCK_BYTES);
+        let inactive = (blocks / 16).clamp(1, 1024);
+        Self {
+            // Staging is address space; memory is in it only while pages are. Blocks are often staged in
+            // part, so there are more of them than their memory would fill.
+            staging: (inactive * 2).max(16) + 2 * cpus,
+            scratch: (blocks / 32).clamp(2, 4 * cpus.max(4)),
+            reserve: (blocks / 32).clamp(1, 16),
+            inactive,
+        }
+    }
+}
+
+fn make_device(spec: &DeviceSpec, area: u64, limited: bool) -> Result<Box<dyn Device>, Error> {
+    let slots = area / PAGE_SIZE as u64;
+    let failed = |error| Error::Device { bytes: area, error };
+    Ok(match *spec {
+        DeviceSpec::Ram { read_delay } => Box::new(Ram::new(slots, read_delay).map_err(failed)?),
+        DeviceSpec::Zram(codec) => {
+            let options = ZramOptions {
+                codec,
+                // Under a limit, a page that saves nothing in the store had better stay in memory.
+                refuse_incompressible: limited,
+                ..ZramOptions::default()
+            };
+            Box::new(Zram::new(slots, options).map_err(failed)?)
+        }
+    })
+}
+
+/// Opens the userfaultfd of regions in the best way that `wanted` allows.
+fn open_faults(wanted: FaultMode) -> Result<(FaultMode, Uffd), OpenError> {
+    match wanted {
+        FaultMode::Auto | FaultMode::Inline => {
+            let open = Open {
+                kernel_faults: false,
+                sigbus: true,
+                nonblock: true,
+            };
+            Ok((FaultMode::Inline, Uffd::open(open)?))
+        }
+        FaultMode::Thread => {
+            let open = |kernel_faults| Open {
+                kernel_faults,
+                sigbus: false,
+                nonblock: true,
+            };
+            // Without the privilege for faults in system calls, those of the program itself still work.
+            let uffd = Uffd::open(open(true)).or_else(|_| Uffd::open(open(false)))?;
+            Ok((FaultMode::Thread, uffd))
+        }
+    }
+}
+
+fn start_reclaimer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new()
+        .name("userswap-out".into())
+        .spawn(move || {
+            Blocked::forever();
+            shared.run_reclaimer();
+        })
+        .map_err(|error| Error::System {
+            what: "start the reclaimer thread",
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+        })
+}
+
+pub(crate) fn check_size(what: &'static str, bytes: u64) -> Result<(), Error> {
+    if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
+        return Err(Error::Size { what, bytes });
+    }
+    Ok(())
+}
+
+/// Keeps an engine's threads running while somebody uses it: the engine's handle, or a region.
+pub(crate) struct Owner {
+    pub(crate) shared: Arc<Shared>,
+    _handlers: Option<Handlers>,
+    _crew: Crew,
+    reclaimer: Option<JoinHandle<()>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.reclaimer.stop();
+        if let Some(thread) = self.reclaimer.take() {
+            // A reclaimer that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A swap engine: a device, a limit, and the regions that share them.
+///
+/// ```no_run
+/// use userswap::{Advice, Engine};
+///
+/// let engine = Engine::builder().limit(256 << 20).build()?;
+/// let mut data = engine.region(1 << 30)?; // four times the limit
+/// data.fill(7);
+/// assert_eq!(data[123_456_789], 7);
+/// data.advise(0..1 << 20, Advice::PageOut)?;
+/// println!("{} bytes in memory", engine.stats().resident_bytes);
+/// # Ok::<(), userswap::Error>(())
+/// ```
+pub struct Engine {
+    owner: Arc<Owner>,
+}
+
+impl Engine {
+    /// An engine with the defaults: compressed memory, no limit, faults inline, direct swap-in.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder {
+            device: DeviceSpec::Zram(Codec::Lz4),
+            custom_device: None,
+            area: None,
+            limit: None,
+            faults: FaultMode::Auto,
+            way: Way::Direct,
+            fault_around: FaultAround::Adaptive,
+        }
+    }
+
+    /// A region of `len` bytes of zeros, a multiple of 4096. It takes memory as it is used.
+    ///
+    /// # Errors
+    /// A length that makes no sense, or more regions or address space than the system gives.
+    pub fn region(&self, len: usize) -> Result<Region, Error> {
+        Region::new(&self.owner, len)
+    }
+
+    /// What the engine holds and has done.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let _blocked = Blocked::new();
+        self.owner.shared.stats()
+    }
+
+    /// How faults reach the engine: inline or thread.
+    #[must_use]
+    pub fn fault_mode(&self) -> FaultMode {
+        self.owner.shared.mode
+    }
+
+    /// Brings everything back into memory and closes the swap area. The engine's regions go on working;
+    /// nothing is swapped out any more.
+    ///
+    /// # Errors
+    /// It does not fit within the limit, or a page cannot be read: then the area stays as it was, and
+    /// nothing is lost.
+    pub fn swapoff(&self) -> Result<(), Error> {
+        let _blocked = Blocked::new();
+        let shared = &*self.owner.shared;
+        if let Some(limit) = shared.budget.limit() {
+            let stats = shared.stats();
+            let needed = stats.resident_bytes + stats.swapped_bytes;
+            if needed > limit {
+                return Err(Error::SwapoffLimit { needed, limit });
+            }
+        }
+        for area in shared.swap.areas().filter(|area| shared.swap.is_open(area)) {
+            shared.swap.begin_swapoff(area);
+            // Slots may still be on their way into a PTE, and staged pages hold theirs: go on until none
+            // is used.
+            while area.used() > 0 {
+                for region in shared.regions().iter() {
+                    let force = |pages: usize| shared.budget.force(pages as u64);
+                    let brought = shared.swap.unuse(&region.mm, area);
+                    if let Err((brought, page, error)) = brought {
+                        force(brought);
+                        shared.swap.abort_swapoff(area);
+                        return Err(Error::Fault {
+                            offset: page * PAGE_SIZE,
+                            error,
+                        });
+                    }
+                    force(brought.unwrap_or(0));
+                }
+                shared.write_out_all();
+                // What is left is on its way in another thread.
+                std::thread::yield_now();
+            }
+            shared.swap.end_swapoff(area);
+        }
+        Ok(())
+    }
+}

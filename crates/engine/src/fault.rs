@@ -1,0 +1,178 @@
+//! Where faults come in: the SIGBUS handler (inline mode) and the handler threads (thread mode).
+
+use std::sync::Arc;
+
+use userswap_core::FaultError;
+use userswap_core::device::PAGE_SIZE;
+use userswap_sys::signals::{self, Blocked, Fault, Verdict, stderr_line};
+use userswap_sys::uffd::{Doorbell, Event, PageFault, RawEvent};
+use userswap_sys::{Errno, cpu};
+
+use crate::Error;
+use crate::registry;
+use crate::shared::{RegionMemory, Resolved, Shared};
+use crate::spec::FaultMode;
+
+/// Installs the process's SIGBUS handler, once.
+pub(crate) fn install() -> Result<(), Error> {
+    // SAFETY: `on_sigbus` allocates nothing and takes only locks of the engine, which no thread holds
+    // while it touches a region or while it can be interrupted by a handler that does.
+    unsafe { signals::install(on_sigbus) }
+        .map(drop)
+        .map_err(|errno| Error::System {
+            what: "install the SIGBUS handler",
+            errno,
+        })
+}
+
+fn on_sigbus(fault: Fault<'_>) -> Verdict {
+    // SAFETY: this thread is accessing the address right now.
+    let Some(region) = (unsafe { registry::find(fault.address()) }) else {
+        return Verdict::NotOurs;
+    };
+    let page = (fault.address() - region.mm.space.base()) / PAGE_SIZE;
+    if region.shared.mode == FaultMode::Thread {
+        // A handler thread could not bring the page and marked it. This access fails; the next one shall
+        // ask again.
+        forget_poison(region, page);
+        return Verdict::NotOurs;
+    }
+    match region.resolve(page, fault.write().unwrap_or(true)) {
+        Ok(_) => Verdict::Handled,
+        Err(error) => {
+            report(region, page, error);
+            Verdict::NotOurs
+        }
+    }
+}
+
+fn forget_poison(region: &RegionMemory, page: usize) {
+    let RegionMemory { mm, shared, .. } = region;
+    // With the chunk locked and the page missing, nothing but the mark is there to lose.
+    shared
+        .swap
+        .while_missing(mm, page, || mm.space.forget_poison(page));
+}
+
+/// Says why an access gets SIGBUS.
+fn report(region: &RegionMemory, page: usize, error: FaultError) {
+    let address = region.mm.space.base() + page * PAGE_SIZE;
+    let device = region
+        .shared
+        .swap
+        .areas()
+        .next()
+        .map_or("no device", |area| area.device().name());
+    stderr_line(format_args!(
+        "userswap: page {address:#x} (offset {:#x} of its region) cannot be brought in from {device}: {error}; \
+         the access gets SIGBUS, the page stays where it is",
+        page * PAGE_SIZE,
+    ));
+}
+
+/// The handler threads of thread mode.
+pub(crate) struct Handlers {
+    bell: Arc<Doorbell>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Handlers {
+    /// Starts one handler pinned to each CPU: a fault is best handled where it happened.
+    pub(crate) fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
+        let bell = Doorbell::new().map_err(|errno| Error::System {
+            what: "make an eventfd",
+            errno,
+        })?;
+        let mut handlers = Self {
+            bell: Arc::new(bell),
+            threads: Vec::new(),
+        };
+        for cpu in cpu::allowed() {
+            let (shared, bell) = (Arc::clone(shared), Arc::clone(&handlers.bell));
+            let thread = std::thread::Builder::new()
+                .name(format!("userswap-{cpu}"))
+                .spawn(move || {
+                    Blocked::forever();
+                    // A CPU that cannot be had only costs speed.
+                    let _ = cpu::pin_to(cpu);
+                    handle(&shared, &bell);
+                })
+                .map_err(|error| Error::System {
+                    what: "start a fault handler thread",
+                    errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+                })?;
+            handlers.threads.push(thread);
+        }
+        Ok(handlers)
+    }
+}
+
+impl Drop for Handlers {
+    fn drop(&mut self) {
+        self.bell.ring();
+        for thread in self.threads.drain(..) {
+            // A handler that panicked has said so; there is nothing to do about it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn handle(shared: &Shared, bell: &Doorbell) {
+    // One at a time: other handlers take what comes next meanwhile.
+    let mut buffer = [RawEvent::default()];
+    loop {
+        match shared.uffd.wait(bell) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(errno) => fail_closed(errno),
+        }
+        match shared.uffd.read_events(&mut buffer) {
+            Ok(events) => {
+                for event in events {
+                    if let Event::PageFault(fault) = event.decode() {
+                        on_event(shared, fault);
+                    }
+                }
+            }
+            Err(errno) => fail_closed(errno),
+        }
+    }
+}
+
+/// Without its handlers a program would wait for ever.
+fn fail_closed(errno: Errno) -> ! {
+    stderr_line(format_args!(
+        "userswap: faults cannot be read any more: errno {}; ending the process",
+        errno.raw_os_error()
+    ));
+    std::process::abort();
+}
+
+fn on_event(shared: &Shared, fault: PageFault) {
+    // SAFETY: the thread that faulted waits in the middle of its access until this one wakes it.
+    let Some(region) = (unsafe { registry::find(fault.address) }) else {
+        // It has been woken already and its region is gone, or it faults on memory that is none of ours:
+        // let it look again.
+        let _ = shared
+            .uffd
+            .wake(fault.address & !(PAGE_SIZE - 1), PAGE_SIZE);
+        return;
+    };
+    let space = &region.mm.space;
+    let page = (fault.address - space.base()) / PAGE_SIZE;
+    match region.resolve(page, fault.write) {
+        // Mapping the page has woken everybody.
+        Ok(Resolved::Mapped) => {}
+        Ok(Resolved::ByOthers) => {
+            let _ = shared.uffd.wake(space.address(page), PAGE_SIZE);
+        }
+        Err(error) => {
+            report(region, page, error);
+            shared.swap.while_missing(&region.mm, page, || {
+                // Refused only where a mark is there already.
+                let _ = space.uffd().poison(space.address(page), PAGE_SIZE);
+            });
+            let _ = shared.uffd.wake(space.address(page), PAGE_SIZE);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The frame pool: memory that belongs to no region for the moment.
+//!
+//! One mapping, in blocks of 64 frames:
+//!
+//! | blocks | memory | used for |
+//! |---|---|---|
+//! | staging | comes with a page that is moved out of a region, goes with one that is moved in | swap-out; swap-in of runs |
+//! | scratch | always there | reading pages that are then copied in |
+//! | zeros (one) | never written | filling pages with zeros for a writer |
+//!
+//! Staging is registered with a userfaultfd of its own, in SIGBUS mode, so that pages can be moved
+//! there and a stray touch of an empty frame is a crash and not a silent zero page. Blocks whose
+//! frames still have memory are kept for the next swap-in, up to a reserve; moving such frames in is
+//! several times cheaper than having the kernel allocate and copy.
+//!
+//! Guarantee: a block is handed out to one taker at a time, and its frames' bytes are touched only
+//! by whom the protocol says (see [`Frames`]). Mechanism: free blocks are on exactly one list, and a
+//! block goes back to its list when its last hold is dropped.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use userswap_core::device::{PAGE_SIZE, PageBytes};
+use userswap_core::mask;
+use userswap_core::page_table::CHUNK_PAGES;
+use userswap_core::space::{Block, Frame, Frames, Purpose};
+use userswap_sys::mapping::Mapping;
+use userswap_sys::uffd::Uffd;
+
+use crate::Error;
+
+/// Bytes of a block.
+pub(crate) const BLOCK_BYTES: usize = CHUNK_PAGES * PAGE_SIZE;
+
+/// Moving fewer pages than this in costs more than copying them, as soon as other threads run: each
+/// move interrupts their CPUs (12-14 us a call, against 2.4 us for a copied page).
+pub(crate) const MOVE_AT_LEAST: usize = 4;
+
+/// A block with fewer frames that have memory is not worth keeping for reuse.
+const REUSE_AT_LEAST: u32 = 32;
+
+#[derive(Debug, Default)]
+struct Block_ {
+    holds: AtomicU32,
+    /// The frames that have memory. Of a staging block: changed by who moves pages there or away,
+    /// each on bits of his own.
+    filled: AtomicU64,
+}
+
+/// Free blocks. The lists have room for all blocks from the start: pushing does not allocate.
+#[derive(Debug)]
+struct Lists {
+    empty: Vec<Block>,
+    reusable: Vec<Block>,
+    scratch: Vec<Block>,
+}
+
+#[derive(Debug)]
+pub(crate) struct FramePool {
+    mapping: Mapping,
+    /// For moving pages into staging.
+    uffd: Uffd,
+    blocks: Box<[Block_]>,
+    staging: usize,
+    reserve: usize,
+    lists: Mutex<Lists>,
+    freed: Condvar,
+    /// Staging frames that have memory.
+    filled: AtomicU64,
+}
+
+impl FramePool {
+    /// A pool of `staging` and `scratch` blocks that keeps up to `reserve` blocks with memory. `uffd`
+    /// is in SIGBUS mode.
+    pub(crate) fn new(
+        uffd: Uffd,
+        staging: usize,
+        scratch: usize,
+        reserve: usize,
+    ) -> Result<Self, Error> {
+        let count = staging + scratch;
+        let mapping = Mapping::reserve((count + 1) * BLOCK_BYTES, BLOCK_BYTES)?;
+        mapping.advise_no_huge()?;
+        mapping.dont_fork()?;
+        // SAFETY: the mapping is ours alone; frames are touched only where they have memory, and the
+        // descriptor lives as long as the mapping does.
+        unsafe { uffd.register(mapping.base(), staging * BLOCK_BYTES) }.map_err(|errno| {
+            Error::System {
+                what: "register the staging area",
+                errno,
+            }
+        })?;
+        let (staged, scratched) = (0..staging as Block, staging as Block..count as Block);
+        let mut lists = Lists {
+            empty: Vec::with_capacity(staging),
+            reusable: Vec::with_capacity(reserve),
+            scratch: Vec::with_capacity(scratch),
+        };
+        lists.empty.extend(staged.rev());
+        lists.scratch.extend(scratched.rev());
+        Ok(Self {
+            mapping,
+            uffd,
+            blocks: (0..count).map(|_| Block_::default()).collect(),
+            staging,
+            reserve,
+            lists: Mutex::new(lists),
+            freed: Condvar::new(),
+            filled: AtomicU64::new(0),
+        })
+    }
+
+    /// Bytes of memory in staging.
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        // Relaxed: a hint for accounting.
+        self.filled.load(Ordering::Relaxed) * PAGE_SIZE as u64
+    }
+
+    /// Bytes of memory that scratch blocks can take, and of the pool's tables.
+    pub(crate) fn fixed_bytes(&self) -> u64 {
+        let scratch = (self.blocks.len() - self.staging) * BLOCK_BYTES;
+        (scratch + self.blocks.len() * (size_of::<Block_>() + CHUNK_PAGES * 12)) as u64
+    }
+
+    /// Waits a moment for a block to come free.
+    pub(crate) fn wait_for_block(&self) {
+        let lists = self.lists();
+        // The bound covers a wake-up that went to somebody else.
+        drop(self.freed.wait_timeout(lists, Duration::from_millis(1)));
+    }
+
+    pub(crate) fn is_scratch(&self, block: Block) -> bool {
+        block as usize >= self.staging
+    }
+
+    pub(crate) fn address(&self, frame: Frame) -> usize {
+        debug_assert!(frame.index < CHUNK_PAGES);
+        self.mapping.base() + frame.block as usize * BLOCK_BYTES + frame.index * PAGE_SIZE
+    }
+
+    /// A block's worth of zeros to copy from.
+    pub(crate) fn zeros(&self) -> usize {
+        self.mapping.base() + self.blocks.len() * BLOCK_BYTES
+    }
+
+    /// The userfaultfd of staging.
+    pub(crate) fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// `count` pages were moved into the frames from `frame`.
+    pub(crate) fn moved_in(&self, frame: Frame, count: usize) {
+        // Release: pairs with the load in `take`, so that a reader finds the pages there.
+        self.blocks[frame.block as usize]
+            .filled
+            .fetch_or(mask::run(frame.index, count), Ordering::Release);
+        self.filled.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// `count` pages were moved away from the frames from `frame`.
+    pub(crate) fn moved_out(&self, frame: Frame, count: usize) {
+        self.blocks[frame.block as usize]
+            .filled
+            .fetch_and(!mask::run(frame.index, count), Ordering::Release);
+        self.filled.fetch_sub(count as u64, Ordering::Relaxed);
+    }
+
+    fn lists(&self) -> MutexGuard<'_, Lists> {
+        // Nothing in a critical section panics.
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the memory of a block nobody uses back to the system.
+    fn empty(&self, block: Block) {
+        // Acquire: pairs with `moved_in` by earlier users of the block.
+        let filled = self.blocks[block as usize]
+            .filled
+            .swap(0, Ordering::Acquire);
+        for (first, count) in mask::runs(filled) {
+            let start = block as usize * BLOCK_BYTES + first * PAGE_SIZE;
+            if self
+                .mapping
+                .discard(start..start + count * PAGE_SIZE)
+                .is_err()
+            {
+                // The memory is still there and counted; the next user of the block inherits it.
+                self.blocks[block as usize]
+                    .filled
+                    .fetch_or(mask::run(first, count), Ordering::Release);
+                continue;
+            }
+            self.filled.fetch_sub(count as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn free(&self, block: Block) {
+        if self.is_scratch(block) {
+            self.lists().scratch.push(block);
+        } else {
+            let filled = self.blocks[block as usize]
+                .filled
+                .load(Ordering::Acquire)
+                .count_ones();
+            let keep = filled >= REUSE_AT_LEAST && {
+                let mut lists = self.lists();
+                let room = lists.reusable.len() < self.reserve;
+                if room {
+                    lists.reusable.push(block);
+                }
+                room
+            };
+            if !keep {
+                self.empty(block);
+                self.lists().empty.push(block);
+            }
+        }
+        self.freed.notify_one();
+    }
+
+    /// A kept block whose frames cover `wanted`.
+    fn take_reusable(&self, lists: &mut Lists, wanted: u64) -> Option<Block> {
+        let covers = |&block: &Block| {
+            self.blocks[block as usize].filled.load(Ordering::Acquire) & wanted == wanted
+        };
+        // The latest first: its memory is still in the CPU's cache.
+        let at = lists.reusable.iter().rposition(covers)?;
+        Some(lists.reusable.swap_remove(at))
+    }
+}
+
+impl Frames for FramePool {
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn take(&self, purpose: Purpose) -> Option<Block> {
+        let block = {
+            let mut lists = self.lists();
+            match purpose {
+                Purpose::Read(wanted) => (wanted.count_ones() as usize >= MOVE_AT_LEAST)
+                    .then(|| self.take_reusable(&mut lists, wanted))
+                    .flatten()
+                    .or_else(|| lists.scratch.pop()),
+                Purpose::Unmap => lists.empty.pop().or_else(|| lists.reusable.pop()),
+            }
+        }?;
+        if purpose == Purpose::Unmap {
+            // A kept block, or one whose memory could not be given back.
+            self.empty(block);
+        }
+        self.blocks[block as usize]
+            .holds
+            .store(1, Ordering::Relaxed);
+        Some(block)
+    }
+
+    fn hold(&self, block: Block, holds: u32) {
+        // Relaxed: the caller has a hold already.
+        self.blocks[block as usize]
+            .holds
+            .fetch_add(holds, Ordering::Relaxed);
+    }
+
+    fn release(&self, block: Block, holds: u32) {
+        if holds == 0 {
+            return;
+        }
+        // AcqRel: all use of the block happens before it is handed out again.
+        let before = self.blocks[block as usize]
+            .holds
+            .fetch_sub(holds, Ordering::AcqRel);
+        debug_assert!(before >= holds, "a block is released more often than held");
+        if before == holds {
+            self.free(block);
+        }
+    }
+
+    fn read<R>(&self, frame: Frame, read: impl FnOnce(&PageBytes) -> R) -> R {
+        // SAFETY: the protocol reads a frame only while it owns it or writes it back; such a frame has
+        // memory, is moved away by nobody (faults copy from it), and is written by nobody.
+        read(unsafe { &*(self.address(frame) as *const PageBytes) })
+    }
+
+    fn fill<R>(&self, frame: Frame, fill: impl FnOnce(&mut PageBytes) -> R) -> R {
+        // SAFETY: the caller took the block for reading this frame and has shown it to nobody, so the
+        // reference is the only one; `take` made sure that the frame has memory.
+        fill(unsafe { &mut *(self.address(frame) as *mut PageBytes) })
+    }
+}

@@ -1,0 +1,48 @@
+//! User-space swap for Linux: memory regions larger than RAM, swapped by the process itself to
+//! compressed memory. No kernel swap, no root, no patched kernel.
+//!
+//! ```no_run
+//! use userswap::Engine;
+//!
+//! let engine = Engine::builder().limit(64 << 20).build()?;
+//! let mut table = engine.region(256 << 20)?; // 256 MiB of zeros under a limit of 64 MiB
+//! for (number, page) in table.chunks_mut(4096).enumerate() {
+//!     page[..8].copy_from_slice(&(number as u64).to_le_bytes());
+//! }
+//! assert_eq!(table[4096 * 1000..][..8], 1000_u64.to_le_bytes());
+//! # Ok::<(), userswap::Error>(())
+//! ```
+//!
+//! A touch of a page that is swapped out is a fault that the engine resolves, in the thread that
+//! touched it ([`FaultMode::Inline`]) or in a thread of its own ([`FaultMode::Thread`]). In inline
+//! mode a *system call* on such a page fails instead: [`Region::pin`] what system calls use.
+//!
+//! Modules, bottom-up; each uses only those before it: `spec`, `error`, `stats`, `budget` (what an
+//! engine is made of and counts), `frames`, `space` (memory), `reclaim` and `shared` (what leaves
+//! memory, and the state all parts share), `registry`, `fault` (where faults come in), `engine` and
+//! `region` (what users hold).
+
+mod budget;
+mod crew;
+mod engine;
+mod error;
+mod fault;
+mod frames;
+mod reclaim;
+mod region;
+mod registry;
+mod shared;
+mod space;
+mod spec;
+mod stats;
+mod stream;
+
+pub use engine::{Engine, EngineBuilder};
+pub use error::Error;
+pub use region::{Advice, Pin, Region};
+pub use spec::{Codec, DeviceSpec, FaultAround, FaultMode};
+pub use stats::Stats;
+pub use userswap_core::device::{
+    Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Usage,
+};
+pub use userswap_core::{FaultError, ForkError, Way};

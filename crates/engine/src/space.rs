@@ -1,0 +1,205 @@
+//! A region's memory: pages that come and go through userfaultfd.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use userswap_core::device::PAGE_SIZE;
+use userswap_core::mask;
+use userswap_core::page_table::CHUNK_PAGES;
+use userswap_core::space::{AddressSpace, Frame, SpaceError};
+use userswap_sys::Errno;
+use userswap_sys::mapping::Mapping;
+use userswap_sys::uffd::{Outcome, Progress, Uffd};
+
+use crate::Error;
+use crate::frames::{BLOCK_BYTES, FramePool, MOVE_AT_LEAST};
+
+/// How often an operation is tried that the kernel puts off (the mapping is changing, a page is
+/// locked for a moment).
+const TRIES: usize = 64;
+
+/// A region's memory.
+#[derive(Debug)]
+pub(crate) struct RealSpace {
+    mapping: Mapping,
+    uffd: Arc<Uffd>,
+    frames: Arc<FramePool>,
+}
+
+impl RealSpace {
+    pub(crate) fn new(len: usize, uffd: Arc<Uffd>, frames: Arc<FramePool>) -> Result<Self, Error> {
+        // Aligned to blocks, so that a run of a chunk's pages never spans two page tables.
+        let mapping = Mapping::reserve(len, BLOCK_BYTES)?;
+        // A huge page would have to be split by the first page taken out of it.
+        mapping.advise_no_huge()?;
+        // A child of fork would find zeros in place of swapped pages: better nothing at all.
+        mapping.dont_fork()?;
+        // SAFETY: the mapping is fresh, so every page of it is missing and stands for zeros, which is
+        // what the fault handler puts there; the descriptor is closed after the mapping is gone.
+        unsafe { uffd.register(mapping.base(), len) }.map_err(|errno| Error::System {
+            what: "register the region",
+            errno,
+        })?;
+        Ok(Self {
+            mapping,
+            uffd,
+            frames,
+        })
+    }
+
+    pub(crate) fn base(&self) -> usize {
+        self.mapping.base()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    pub(crate) fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    pub(crate) fn address(&self, page: usize) -> usize {
+        debug_assert!(page < self.len() / PAGE_SIZE);
+        self.mapping.base() + page * PAGE_SIZE
+    }
+
+    /// Forgets a poison mark, so that the next access faults again. The page is missing otherwise.
+    pub(crate) fn forget_poison(&self, page: usize) {
+        // Failing leaves the mark: the access then fails closed again.
+        let _ = self.mapping.discard(page_range(page, 1));
+    }
+}
+
+fn page_range(page: usize, count: usize) -> Range<usize> {
+    page * PAGE_SIZE..(page + count) * PAGE_SIZE
+}
+
+/// Runs `step(done pages, pages to go)` until `count` pages are done or one is refused.
+fn run(count: usize, mut step: impl FnMut(usize, usize) -> Progress) -> Result<(), (usize, Errno)> {
+    let (mut done, mut tries) = (0, 0);
+    while done < count {
+        match step(done, count - done).outcome() {
+            Outcome::Complete => return Ok(()),
+            // Asking for the rest tells why it stopped there.
+            Outcome::Partial(bytes) => done += bytes / PAGE_SIZE,
+            Outcome::Again if tries < TRIES => {
+                tries += 1;
+                std::thread::yield_now();
+            }
+            Outcome::Again => return Err((done, Errno::AGAIN)),
+            Outcome::Refused(errno) => return Err((done, errno)),
+        }
+    }
+    Ok(())
+}
+
+fn space_error((done, errno): (usize, Errno)) -> (usize, SpaceError) {
+    let error = match errno {
+        Errno::NOMEM => SpaceError::NoMemory,
+        errno => SpaceError::Refused(errno.raw_os_error()),
+    };
+    (done, error)
+}
+
+impl RealSpace {
+    fn copy(&self, page: usize, source: usize, count: usize) -> Result<(), (usize, SpaceError)> {
+        run(count, |done, rest| {
+            // SAFETY: the pages are missing and their chunk is locked, so these bytes are what the
+            // protocol says they hold; the source is a frame of ours, or zeros, that nobody writes.
+            unsafe {
+                self.uffd.copy(
+                    self.address(page + done),
+                    source + done * PAGE_SIZE,
+                    rest * PAGE_SIZE,
+                )
+            }
+        })
+        .map_err(space_error)
+    }
+}
+
+impl AddressSpace for RealSpace {
+    type Frames = Arc<FramePool>;
+
+    fn unmap(&self, page: usize, frame: Frame, count: usize) -> usize {
+        let moved = run(count, |done, rest| {
+            let to = self.frames.address(Frame {
+                index: frame.index + done,
+                ..frame
+            });
+            // SAFETY: the region is registered, so a touch of a page that has left faults to us; the
+            // frames are empty and ours. What the page held stays findable: it is in the frame, and
+            // its chunk is locked until its word says so.
+            unsafe {
+                self.frames.uffd().move_pages(
+                    to,
+                    self.address(page + done),
+                    rest * PAGE_SIZE,
+                    false,
+                )
+            }
+        });
+        // The page that would not go is in use by the system, or shared: it stays where it is.
+        let moved = moved.map_or_else(|(done, _)| done, |()| count);
+        if moved > 0 {
+            self.frames.moved_in(frame, moved);
+        }
+        moved
+    }
+
+    fn map(&self, page: usize, frame: Frame, count: usize) -> Result<(), (usize, SpaceError)> {
+        if count < MOVE_AT_LEAST || self.frames.is_scratch(frame.block) {
+            return self.copy(page, self.frames.address(frame), count);
+        }
+        let moved = run(count, |done, rest| {
+            let from = self.frames.address(Frame {
+                index: frame.index + done,
+                ..frame
+            });
+            // SAFETY: the frames are ours and nobody else touches them; the pages are missing, their
+            // chunk is locked, and the frames hold what the protocol says the pages hold.
+            unsafe {
+                self.uffd
+                    .move_pages(self.address(page + done), from, rest * PAGE_SIZE, false)
+            }
+        });
+        let done = moved.map_or_else(|(done, _)| done, |()| count);
+        if done > 0 {
+            self.frames.moved_out(frame, done);
+        }
+        moved.map_err(space_error)
+    }
+
+    fn map_copy(&self, page: usize, frame: Frame) -> Result<(), SpaceError> {
+        self.copy(page, self.frames.address(frame), 1)
+            .map_err(|(_, error)| error)
+    }
+
+    fn map_copy_of(&self, other: &Self, page: usize) -> Result<(), SpaceError> {
+        self.copy(page, other.address(page), 1)
+            .map_err(|(_, error)| error)
+    }
+
+    fn map_zeros(&self, page: usize, count: usize, write: bool) -> Result<(), (usize, SpaceError)> {
+        debug_assert!(count <= CHUNK_PAGES && mask::run(0, count) != 0);
+        if write {
+            // Pages of their own at once: a shared zero page would fault again on the write.
+            return self.copy(page, self.frames.zeros(), count);
+        }
+        run(count, |done, rest| {
+            // SAFETY: the pages are missing, their chunk is locked, and zeros are what they hold.
+            unsafe {
+                self.uffd
+                    .zeropage(self.address(page + done), rest * PAGE_SIZE)
+            }
+        })
+        .map_err(space_error)
+    }
+
+    fn discard(&self, page: usize, count: usize) {
+        let discarded = self.mapping.discard(page_range(page, count));
+        // madvise refuses only ranges outside a mapping, and locked ones.
+        debug_assert!(discarded.is_ok(), "{discarded:?}");
+    }
+}

@@ -1,0 +1,94 @@
+//! Tests that need a process of their own: the test binary starts itself again.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// Runs the test `name` of this very binary, ignored there, in a process of its own with `case` in its
+/// environment.
+pub(crate) fn child(name: &str, case: &str) -> Output {
+    finish(command(name, case))
+}
+
+/// The command that runs the ignored test `name` of this binary.
+pub(crate) fn command(name: &str, case: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("own path"));
+    command
+        .args([
+            "--exact",
+            name,
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .env("USERSWAP_CASE", case);
+    command
+}
+
+/// The output of a command that must end within a minute: a hang is a failure too.
+pub(crate) fn finish(mut command: Command) -> Output {
+    use std::process::Stdio;
+    let start = Instant::now();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the test binary starts");
+    // What children print fits into a pipe.
+    loop {
+        match child.try_wait().expect("the child can be waited for") {
+            Some(_) => return child.wait_with_output().expect("its output"),
+            None if start.elapsed() > Duration::from_secs(60) => {
+                child.kill().expect("it can be killed");
+                let output = child.wait_with_output().expect("its output");
+                panic!("the child hangs: {}", said(&output));
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// The case this process was started for; `None`: somebody ran the ignored tests by hand.
+pub(crate) fn case() -> Option<String> {
+    std::env::var("USERSWAP_CASE").ok()
+}
+
+/// What a child said, for a failing assertion.
+pub(crate) fn said(output: &Output) -> String {
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    format!("{}\n--- stdout\n{out}--- stderr\n{err}", output.status)
+}
+
+/// The lines of its standard error that come from userswap.
+pub(crate) fn complaints(output: &Output) -> Vec<String> {
+    String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .filter(|line| line.starts_with("userswap:"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Whether the child said that it was skipped: then so is the test that started it.
+pub(crate) fn was_skipped(output: &Output) -> bool {
+    let out = String::from_utf8_lossy(&output.stdout);
+    let skipped = out.lines().find(|line| line.contains("SKIPPED: "));
+    if let Some(line) = skipped {
+        println!("{line}");
+    }
+    skipped.is_some()
+}
+
+/// The child ended well.
+#[track_caller]
+pub(crate) fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{}", said(output));
+}
+
+/// The child was killed by `signal`.
+#[track_caller]
+pub(crate) fn killed_by(output: &Output, signal: i32) {
+    assert_eq!(output.status.signal(), Some(signal), "{}", said(output));
+}

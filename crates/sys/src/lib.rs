@@ -1,0 +1,31 @@
+//! The OS boundary of userswap: everything the project asks of Linux is asked here, and the `unsafe` that this takes
+//! lives here. Nothing above this crate makes a system call on the fault path by another way.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`timing`] | the monotonic clock |
+//! | [`cpu`] | which CPU a thread runs on, and pinning |
+//! | [`mapping`] | anonymous memory: reserve, advise, discard, populate |
+//! | [`uffd`] | userfaultfd: register, copy, move, wake, poison, read events |
+//! | [`signals`] | the one SIGBUS handler, and the chain to an earlier one |
+//! | [`host`] | what this machine permits and how full it is |
+//!
+//! # On the fault path
+//! A fault may be resolved inside a synchronous SIGBUS handler, at any instruction of any thread: inside `malloc`, with
+//! `errno` about to be read. What is marked *fault path* in its documentation allocates nothing, takes no lock and leaves
+//! `errno` alone: it issues its system calls directly, and errors come back as values ([`Errno`]).
+
+pub mod cpu;
+pub mod host;
+pub mod mapping;
+pub mod signals;
+pub mod timing;
+pub mod uffd;
+
+/// An error number as the kernel gave it; a plain integer, fit for the fault path.
+pub use rustix::io::Errno;
+
+/// The only base page size the engine runs on: slots, page-table words and devices are all this long.
+///
+/// [`host::page_size`] tells the machine's own; where they differ nothing can be swapped.
+pub const PAGE_SIZE: usize = 4096;

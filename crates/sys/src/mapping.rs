@@ -1,0 +1,318 @@
+//! Anonymous memory: reserving address space, advising the kernel about it, giving frames back, filling in advance.
+
+use std::ops::Range;
+use std::ptr;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use thiserror::Error;
+
+use crate::{Errno, PAGE_SIZE};
+
+/// Why a mapping could not be made or changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MappingError {
+    /// The kernel gave no address space.
+    #[error(
+        "cannot reserve {len} bytes of address space: {errno}; see `ulimit -v` and vm.max_map_count"
+    )]
+    Reserve {
+        /// Bytes asked for.
+        len: usize,
+        /// The kernel's reason.
+        errno: Errno,
+    },
+    /// A length of 0, one that is not whole pages, or an alignment that is no power of two of at least a page.
+    #[error(
+        "cannot reserve {len} bytes aligned to {align}: both must be whole pages, the alignment a power of two"
+    )]
+    Shape {
+        /// Bytes asked for.
+        len: usize,
+        /// Alignment asked for.
+        align: usize,
+    },
+    /// A range that is not inside the mapping, or not whole pages.
+    #[error("range {start:#x}..{end:#x} is not whole pages inside a mapping of {len:#x} bytes")]
+    Range {
+        /// First byte, from the start of the mapping.
+        start: usize,
+        /// One past the last byte.
+        end: usize,
+        /// Length of the mapping.
+        len: usize,
+    },
+    /// The kernel refused the advice.
+    #[error("{advice} on {len} bytes at {addr:#x} refused: {errno}")]
+    Advise {
+        /// The advice, by its constant's name.
+        advice: &'static str,
+        /// First address.
+        addr: usize,
+        /// Bytes.
+        len: usize,
+        /// The kernel's reason.
+        errno: Errno,
+    },
+    /// The kernel did not say which pages are present.
+    #[error("cannot read which of {len} bytes at {addr:#x} are resident: {errno}")]
+    Residency {
+        /// First address.
+        addr: usize,
+        /// Bytes.
+        len: usize,
+        /// The kernel's reason.
+        errno: Errno,
+    },
+}
+
+/// A private anonymous mapping, unmapped when dropped.
+///
+/// The mapping hands out addresses, not references: who makes references from them vouches that nothing discards, moves
+/// or unmaps the memory under them. That is why its own operations are safe to call.
+#[derive(Debug)]
+pub struct Mapping {
+    base: usize,
+    len: usize,
+}
+
+impl Mapping {
+    /// Reserves `len` bytes, readable and writable, at a multiple of `align`.
+    ///
+    /// Address space only: frames come with the first touch, and no swap or commit limit is charged (`MAP_NORESERVE`),
+    /// since the point is to reserve more than there is memory.
+    pub fn reserve(len: usize, align: usize) -> Result<Self, MappingError> {
+        let shape = MappingError::Shape { len, align };
+        if len == 0
+            || !len.is_multiple_of(PAGE_SIZE)
+            || !align.is_power_of_two()
+            || align < PAGE_SIZE
+        {
+            return Err(shape);
+        }
+        // mmap aligns to a page by itself; beyond that, ask for more and give back both ends.
+        let asked = len.checked_add(align - PAGE_SIZE).ok_or(shape)?;
+        // SAFETY: a null hint without MAP_FIXED: the kernel picks addresses that nothing uses.
+        let got = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                asked,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }
+        .map_err(|errno| MappingError::Reserve { len: asked, errno })? as usize;
+        let base = got.next_multiple_of(align);
+        let whole = Mapping { base, len };
+        for (start, end) in [(got, base), (base + len, got + asked)] {
+            if start < end {
+                // SAFETY: a part of the mapping just made, outside what is handed out; nobody knows of it.
+                let unmapped = unsafe { munmap(start as *mut _, end - start) };
+                unmapped.map_err(|errno| MappingError::Reserve { len: asked, errno })?;
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The first address.
+    #[inline]
+    pub fn base(&self) -> usize {
+        self.base
+    }
+
+    /// The first address, as a pointer.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base as *mut u8
+    }
+
+    /// Bytes.
+    #[inline]
+    #[allow(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The addresses it covers.
+    #[inline]
+    pub fn addresses(&self) -> Range<usize> {
+        self.base..self.base + self.len
+    }
+
+    /// Whether `addr` is inside.
+    #[inline]
+    pub fn contains(&self, addr: usize) -> bool {
+        // One comparison: an address below the base wraps to something huge.
+        addr.wrapping_sub(self.base) < self.len
+    }
+
+    /// Base pages only: a huge page would have to be split by the first page taken out of it.
+    pub fn advise_no_huge(&self) -> Result<(), MappingError> {
+        self.advise(0..self.len, Advice::LinuxNoHugepage, "MADV_NOHUGEPAGE")
+    }
+
+    /// Huge pages where the kernel has them.
+    pub fn advise_huge(&self) -> Result<(), MappingError> {
+        self.advise(0..self.len, Advice::LinuxHugepage, "MADV_HUGEPAGE")
+    }
+
+    /// Not copied by fork: a child finds these addresses unmapped instead of sharing the frames, which MOVE would refuse.
+    pub fn dont_fork(&self) -> Result<(), MappingError> {
+        self.advise(0..self.len, Advice::LinuxDontFork, "MADV_DONTFORK")
+    }
+
+    /// Gives the frames of `range` back (offsets from the base). What was there is gone: the next touch finds a zero page
+    /// or, where registered with userfaultfd, faults.
+    ///
+    /// *Fault path.*
+    pub fn discard(&self, range: Range<usize>) -> Result<(), MappingError> {
+        self.advise(range, Advice::LinuxDontNeed, "MADV_DONTNEED")
+    }
+
+    /// Gives every page of `range` (offsets from the base) a frame of its own, keeping what is there.
+    ///
+    /// Where registered with userfaultfd this *faults* like a system call would: do it before.
+    pub fn populate(&self, range: Range<usize>) -> Result<(), MappingError> {
+        self.advise(range, Advice::LinuxPopulateWrite, "MADV_POPULATE_WRITE")
+    }
+
+    /// How many pages of `range` (offsets from the base) are present. For tests and statistics: it allocates.
+    pub fn resident_pages(&self, range: Range<usize>) -> Result<usize, MappingError> {
+        self.check(&range)?;
+        resident_pages(self.base + range.start, range.len())
+    }
+
+    fn check(&self, range: &Range<usize>) -> Result<(), MappingError> {
+        let aligned = range.start.is_multiple_of(PAGE_SIZE) && range.end.is_multiple_of(PAGE_SIZE);
+        if aligned && range.start <= range.end && range.end <= self.len {
+            return Ok(());
+        }
+        Err(MappingError::Range {
+            start: range.start,
+            end: range.end,
+            len: self.len,
+        })
+    }
+
+    fn advise(
+        &self,
+        range: Range<usize>,
+        advice: Advice,
+        name: &'static str,
+    ) -> Result<(), MappingError> {
+        self.check(&range)?;
+        let (addr, len) = (self.base + range.start, range.len());
+        // SAFETY: inside this mapping, which only hands out addresses (see the type): no reference of ours is invalidated.
+        unsafe { madvise(addr as *mut _, len, advice) }.map_err(|errno| MappingError::Advise {
+            advice: name,
+            addr,
+            len,
+            errno,
+        })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by `reserve`, unmapped nowhere else; whoever kept an address vouched to stop using it.
+        let unmapped = unsafe { munmap(self.base as *mut _, self.len) };
+        // Only a full map table (vm.max_map_count) refuses, when a neighbour had merged with it: the range leaks then.
+        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+    }
+}
+
+/// How many pages of any mapped range are present. `addr` and `len` are whole pages. It allocates a byte a page.
+pub fn resident_pages(addr: usize, len: usize) -> Result<usize, MappingError> {
+    let mut present = vec![0u8; len.div_ceil(PAGE_SIZE)];
+    // SAFETY: mincore only looks; it writes one byte for each page of `len`, which is what `present` holds.
+    let failed = unsafe { libc::mincore(addr as *mut _, len, present.as_mut_ptr()) } != 0;
+    if failed {
+        let errno = std::io::Error::last_os_error();
+        let errno = Errno::from_io_error(&errno).unwrap_or(Errno::INVAL);
+        return Err(MappingError::Residency { addr, len, errno });
+    }
+    // Bit 0: present. The others are not defined.
+    Ok(present.iter().filter(|&&page| page & 1 != 0).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn reserves_aligned_and_gives_the_ends_back() {
+        for align in [PAGE_SIZE, 2 * MIB, 64 * MIB] {
+            let mapping = Mapping::reserve(3 * MIB, align).expect("reserve");
+            assert_eq!(mapping.base() % align, 0);
+            assert_eq!(mapping.len(), 3 * MIB);
+            assert!(mapping.contains(mapping.base()));
+            assert!(mapping.contains(mapping.addresses().end - 1));
+            assert!(!mapping.contains(mapping.addresses().end));
+            assert!(!mapping.contains(mapping.base().wrapping_sub(1)));
+        }
+    }
+
+    #[test]
+    fn refuses_odd_shapes() {
+        for (len, align) in [
+            (0, 4096),
+            (100, 4096),
+            (4096, 3),
+            (4096, 2048),
+            (usize::MAX - 4095, 1 << 30),
+        ] {
+            assert_eq!(
+                Mapping::reserve(len, align).err(),
+                Some(MappingError::Shape { len, align })
+            );
+        }
+        assert!(matches!(
+            Mapping::reserve(1 << 60, PAGE_SIZE),
+            Err(MappingError::Reserve {
+                errno: Errno::NOMEM,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn populate_and_discard_show_in_residency() {
+        let mapping = Mapping::reserve(64 * PAGE_SIZE, PAGE_SIZE).expect("reserve");
+        mapping.advise_no_huge().expect("no huge");
+        mapping.dont_fork().expect("no fork");
+        assert_eq!(
+            mapping.resident_pages(0..mapping.len()).expect("resident"),
+            0
+        );
+        mapping
+            .populate(8 * PAGE_SIZE..24 * PAGE_SIZE)
+            .expect("populate");
+        assert_eq!(
+            mapping.resident_pages(0..mapping.len()).expect("resident"),
+            16
+        );
+        mapping
+            .discard(8 * PAGE_SIZE..20 * PAGE_SIZE)
+            .expect("discard");
+        assert_eq!(
+            mapping.resident_pages(0..mapping.len()).expect("resident"),
+            4
+        );
+    }
+
+    #[test]
+    #[allow(clippy::reversed_empty_ranges, reason = "a refused case")]
+    fn refuses_ranges_outside() {
+        let mapping = Mapping::reserve(4 * PAGE_SIZE, PAGE_SIZE).expect("reserve");
+        for range in [0..5 * PAGE_SIZE, 1..PAGE_SIZE, PAGE_SIZE..0, 0..100] {
+            assert!(
+                matches!(
+                    mapping.discard(range.clone()),
+                    Err(MappingError::Range { .. })
+                ),
+                "{range:?}"
+            );
+        }
+    }
+}

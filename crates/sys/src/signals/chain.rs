@@ -1,0 +1,156 @@
+//! Delivering a SIGBUS to the handler that was there before ours, as nearly as the kernel would have.
+//!
+//! | the earlier action | what happens |
+//! |---|---|
+//! | default, or ignored and an access caused it | the default is restored; the access repeats and ends the process |
+//! | default, and somebody sent it | the default is restored and the signal sent again |
+//! | ignored, and somebody sent it | nothing |
+//! | a handler | called with three arguments (SA_SIGINFO) or one, its sa_mask added to what the program had blocked |
+//!
+//! SA_RESETHAND is honoured: such a handler gets one signal, the next meets the default. Two things differ from the kernel.
+//! SIGBUS stays open while the earlier handler runs, also without SA_NODEFER, since it may touch swapped memory; if it
+//! faults elsewhere it is entered again instead of being killed. And it runs on the stack that our handler runs on, whatever
+//! its SA_ONSTACK says.
+
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use super::Fault;
+
+/// The action before ours; null is the default action. What it points to is never freed: a handler on another thread may
+/// be reading it, and there is one for each install.
+static EARLIER: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
+
+/// The length of the kernel's signal mask, which the raw system calls ask for.
+const MASK_LEN: usize = 8;
+
+pub(super) fn remember(action: &libc::sigaction) {
+    let earlier = match action.sa_sigaction {
+        libc::SIG_DFL => ptr::null_mut(),
+        _ => Box::into_raw(Box::new(*action)),
+    };
+    EARLIER.store(earlier, Ordering::Release);
+}
+
+/// Delivers `fault` to the handler that was installed before ours. Returns if that handler does, or if the repeated access
+/// is to be the end.
+///
+/// A [`super::Handler`] need not call this: [`super::Verdict::NotOurs`] does.
+pub fn chain(fault: Fault<'_>) {
+    let earlier = loop {
+        let earlier = EARLIER.load(Ordering::Acquire);
+        if earlier.is_null() {
+            return die(fault);
+        }
+        // SAFETY: published whole by `remember`, never freed.
+        let action = unsafe { &*earlier };
+        if action.sa_flags & libc::SA_RESETHAND == 0 {
+            break action;
+        }
+        // One signal for this handler: whoever takes it out delivers.
+        let taken = EARLIER.compare_exchange(
+            earlier,
+            ptr::null_mut(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if taken.is_ok() {
+            break action;
+        }
+    };
+    if earlier.sa_sigaction == libc::SIG_IGN {
+        if fault.is_synchronous() {
+            // An ignored fault would repeat for ever; the kernel ends such a process too.
+            die(fault);
+        }
+        return;
+    }
+    // What the program had blocked, and what the handler asked for; SIGBUS never (see the module).
+    let asked = first_word(&earlier.sa_mask);
+    let blocked = (fault.blocked_before() | asked) & !bit(libc::SIGBUS);
+    let ours = set_mask(blocked);
+    if earlier.sa_flags & libc::SA_SIGINFO != 0 {
+        type WithInfo = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+        // SAFETY: neither of the two special values, and installed with SA_SIGINFO: a function of this shape.
+        let handler = unsafe { mem::transmute::<usize, WithInfo>(earlier.sa_sigaction) };
+        handler(fault.signal, fault.info, fault.context);
+    } else {
+        type Plain = extern "C" fn(c_int);
+        // SAFETY: neither of the two special values, and installed without SA_SIGINFO: a function of this shape.
+        let handler = unsafe { mem::transmute::<usize, Plain>(earlier.sa_sigaction) };
+        handler(fault.signal);
+    }
+    set_mask(ours);
+}
+
+/// Restores the default action, so that the signal ends the process once our handler has returned.
+fn die(fault: Fault<'_>) {
+    // The kernel's sigaction (handler, flags, restorer, mask) is 32 bytes; all zero is the default action. By the raw call,
+    // since a program's interposed `sigaction` would only note down what it is told.
+    let default = [0u64; 4];
+    // SAFETY: reads 32 bytes from `default`; the default action involves no code of ours.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            libc::SIGBUS,
+            default.as_ptr(),
+            ptr::null_mut::<u64>(),
+            MASK_LEN,
+        )
+    };
+    if fault.is_synchronous() {
+        return;
+    }
+    // No access will repeat, so the same signal, sender included, is queued again; it waits until our handler returns.
+    // SAFETY: plain system calls; `info` is this delivery's.
+    unsafe {
+        let (process, thread) = (
+            libc::syscall(libc::SYS_getpid),
+            libc::syscall(libc::SYS_gettid),
+        );
+        let queued = libc::syscall(
+            libc::SYS_rt_tgsigqueueinfo,
+            process,
+            thread,
+            fault.signal,
+            fault.info,
+        );
+        if queued != 0 {
+            libc::syscall(libc::SYS_tgkill, process, thread, fault.signal);
+        }
+    }
+}
+
+/// Sets this thread's signal mask, and returns what it was.
+pub(super) fn set_mask(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: both point to a mask of the length given. The raw call, since libc's takes no plain mask.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            &raw mut old,
+            MASK_LEN,
+        )
+    };
+    old
+}
+
+const fn bit(signal: c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Signals 1 to 64 of libc's longer set, which is all that Linux has.
+fn first_word(set: &libc::sigset_t) -> u64 {
+    const {
+        assert!(
+            mem::size_of::<libc::sigset_t>() >= MASK_LEN
+                && mem::align_of::<libc::sigset_t>() >= MASK_LEN
+        )
+    };
+    // SAFETY: long enough and aligned, as asserted; plain integers.
+    unsafe { ptr::from_ref(set).cast::<u64>().read() }
+}
