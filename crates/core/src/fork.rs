@@ -2,12 +2,11 @@
 //! first and then shared, so that both sides get their own copy on their next access.
 
 use crate::entry::SwapEntry;
-use crate::mask::indices;
+use crate::mask::{filter, indices};
 use crate::page_table::{LockedChunk, Pte, PteState};
 use crate::slot_map::SlotError;
 use crate::space::{AddressSpace, Frames, SpaceError};
 use crate::swap::{Mm, Swap};
-use crate::swap_in::filter;
 use crate::swap_out::Staged;
 
 /// Why a page could not be copied to the child. The parent is unharmed.

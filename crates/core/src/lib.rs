@@ -9,7 +9,7 @@
 //! | `slot_map`, `cluster` | the state of every slot, and where free ones are found |
 //! | `cache`, `waiters`, `page_table`, `around` | cached pages, parking, PTE words, fault-around |
 //! | `area`, `swap` | a swap area; the subsystem that ties all together, and its lock order |
-//! | `swap_in`, `swap_out`, `fork`, `pin`, `swapoff` | the operations, step by step |
+//! | `swap_in`, `take_back`, `swap_out`, `fork`, `pin`, `swapoff` | the operations, step by step |
 //! | [`soft`], [`script`] | memory in software and a scripted device: the protocol on any platform, for tests |
 #![forbid(unsafe_code)]
 
@@ -35,6 +35,7 @@ mod swap_in;
 mod swap_out;
 mod swapoff;
 mod sync;
+mod take_back;
 mod waiters;
 
 pub use area::SwapArea;

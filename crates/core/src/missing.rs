@@ -1,9 +1,8 @@
 //! Doing something to a page that is not there, and cannot come meanwhile.
 
-use crate::page_table::PteState;
+use crate::page_table::{PteState, split};
 use crate::space::{AddressSpace, Frames};
 use crate::swap::{Mm, Swap};
-use crate::swap_in::split;
 
 impl<F: Frames> Swap<F> {
     /// Runs `then` if `page` is not present, with its chunk locked. Returns whether it was run.

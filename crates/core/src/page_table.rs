@@ -200,6 +200,11 @@ impl LockedChunk<'_> {
     }
 }
 
+/// The chunk of a page and its index there.
+pub(crate) fn split(page: usize) -> (usize, usize) {
+    (page / CHUNK_PAGES, page % CHUNK_PAGES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,9 @@
 //! Pins: a pinned page is present and stays so.
 
 use crate::bug;
-use crate::page_table::PteState;
+use crate::page_table::{PteState, split};
 use crate::space::{AddressSpace, Frames};
 use crate::swap::{Mm, Swap};
-use crate::swap_in::split;
 
 /// What [`Swap::pin`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,11 +8,10 @@ use crate::area::SwapArea;
 use crate::cache::Lock;
 use crate::device::DeviceError;
 use crate::entry::SwapEntry;
-use crate::mask::{bit, indices, run, runs};
+use crate::mask::{bit, filter, indices, run, runs};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState};
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose};
 use crate::swap::{Mm, Swap};
-use crate::swap_in::filter;
 
 /// A staged block: the caller has its hold, and drops it when it has been written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

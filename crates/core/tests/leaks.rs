@@ -389,3 +389,26 @@ fn a_page_discarded_while_it_is_written_frees_its_slot() {
         check_empty(&swap, &[&mm]);
     }
 }
+
+#[test]
+fn a_page_that_moved_to_another_slot_while_it_was_read_is_left_alone() {
+    for way in SAFE {
+        let (swap, switches) = setup(way, 16, PLAIN);
+        let mm = swapped(&swap, 1);
+        let old = entry(&mm, 0);
+        let stopped = switches.stop_next(Point::AfterRead);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| fault(&swap, &mm, 0));
+            stopped.reached();
+            assert_eq!(swap.discard(&mm, 0, 1).pinned, 0);
+            store(&swap, &mm, 0, 2).expect("a first touch");
+            page_out(&swap, &mm, 0, 1);
+            assert_ne!(entry(&mm, 0), old);
+            stopped.go_on();
+            assert_eq!(reader.join().expect("reader"), Ok(0), "{way:?}");
+        });
+        check(&swap, &[&mm], &[]);
+        assert_eq!(load(&swap, &mm, 0), Ok(2));
+        check_empty(&swap, &[&mm]);
+    }
+}

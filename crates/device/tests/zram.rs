@@ -100,7 +100,7 @@ fn what_a_device_is_like() {
     assert!(
         device.properties().synchronous
             && device.properties().discards
-            && device.properties().stable_pages
+            && !device.properties().stable_pages
     );
     let zstd = Zram::new(
         5,

@@ -246,12 +246,12 @@ impl Device for Zram {
         self.slots.len() as u64
     }
 
-    /// Pages must be stable: one that changes while it is compressed would come back as neither
-    /// version.
+    /// A page that changed while it is compressed would come back as neither version, but the swap-out
+    /// never lets one change: a fault copies from a frame under writeback. So nobody has to wait.
     fn properties(&self) -> Properties {
         Properties {
             synchronous: true,
-            stable_pages: true,
+            stable_pages: false,
             discards: true,
         }
     }

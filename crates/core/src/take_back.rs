@@ -1,0 +1,179 @@
+//! The cached half of a fault: a page found in the swap cache, staged or being written.
+
+use crate::area::SwapArea;
+use crate::cache::Lock;
+use crate::entry::SwapEntry;
+use crate::mask::{bit, filter, indices};
+use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState, split};
+use crate::space::{AddressSpace, Block, Frame, Frames};
+use crate::swap::{FaultError, Mm, Swap};
+use crate::swap_in::{Access, result};
+
+impl<F: Frames> Swap<F> {
+    /// Steps 6 to 10 for a page found in the cache: staged, or being written.
+    pub(crate) fn take_back<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        access: Access,
+        pte: Pte,
+        area: &SwapArea,
+        frame: Frame,
+    ) -> Result<usize, FaultError> {
+        let entry = pte.entry().expect("a swapped page");
+        // Step 6.
+        match self.lock_page(area, entry, frame) {
+            Lock::Locked => {}
+            Lock::Gone => return Ok(0),
+            Lock::Busy => {
+                if access.wait {
+                    self.wait_unlocked(area, entry, frame);
+                }
+                return Ok(0);
+            }
+        }
+        let writeback = self.cache.is_writeback(frame);
+        if writeback && area.properties().stable_pages {
+            self.unlock_pages(frame.block, bit(frame.index), [entry]);
+            if access.wait {
+                self.waiters.wait(entry, || {
+                    area.cache.lookup(entry.offset()) == Some(frame)
+                        && self.cache.is_writeback(frame)
+                });
+            }
+            return Ok(0);
+        }
+        let (chunk, index) = split(access.page);
+        let mut locked = mm.table.lock(chunk);
+        // Step 7.
+        if locked.get(index) != pte {
+            drop(locked);
+            self.unlock_pages(frame.block, bit(frame.index), [entry]);
+            return Ok(0);
+        }
+        if writeback || area.slot(entry).count > 1 || frame.index != index {
+            // The frame is still needed: by the device, or by the entry's other holders.
+            let copied = mm.space.map_copy(access.page, frame);
+            if copied.is_ok() {
+                area.free(entry);
+                locked.set(index, Pte::PRESENT);
+            }
+            drop(locked);
+            self.unlock_pages(frame.block, bit(frame.index), [entry]);
+            return copied.map(|()| 1).map_err(FaultError::Space);
+        }
+        let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
+        let others = self.lock_staged(&locked, frame.block, window & !bit(index));
+        self.map_staged(mm, locked, frame.block, bit(index) | others, index)
+    }
+
+    /// Puts the staged pages of `block` in `mask` back into the chunk they came from, as far as nobody
+    /// else is working on them. For pages whose write failed. Returns the pages that are back.
+    pub fn put_back<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        block: Block,
+        mask: u64,
+        skips: u64,
+    ) -> u64 {
+        let locked = mm.table.lock(chunk);
+        let staged = self.lock_staged(&locked, block, mask);
+        let Some(first) = indices(staged).next() else {
+            return 0;
+        };
+        // A page that cannot be mapped stays staged and dirty: nothing to do but leave it.
+        let _ = self.map_staged(mm, locked, block, staged, first);
+        let mut locked = mm.table.lock(chunk);
+        let back = filter(staged, |i| locked.get(i).state() == PteState::Present);
+        for i in indices(back) {
+            let pte = locked.get(i);
+            locked.set(i, pte.with_skips(skips));
+        }
+        back
+    }
+
+    /// Locks those pages of `mask` that are staged in `block`, whole and for this chunk alone.
+    fn lock_staged(&self, locked: &LockedChunk<'_>, block: Block, mask: u64) -> u64 {
+        filter(mask, |i| {
+            let frame = Frame { block, index: i };
+            let Some(entry) = locked.get(i).entry() else {
+                return false;
+            };
+            let area = self.area_of(entry);
+            if area.cache.lookup(entry.offset()) != Some(frame)
+                || self.lock_page(area, entry, frame) != Lock::Locked
+            {
+                return false;
+            }
+            let whole = !self.cache.is_writeback(frame) && area.slot(entry).count == 1;
+            if !whole {
+                self.unlock_pages(block, bit(i), [entry]);
+            }
+            whole
+        })
+    }
+
+    /// Steps 8 to 10 for staged pages whose locks are held.
+    fn map_staged<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        mut locked: LockedChunk<'_>,
+        block: Block,
+        mask: u64,
+        index: usize,
+    ) -> Result<usize, FaultError> {
+        let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
+        for i in indices(mask) {
+            entries[i] = locked.get(i).entry().expect("staged pages are swapped");
+        }
+        let (mapped, failed) = self.map_batch(mm, &locked, block, mask, 0, index, true);
+        for i in indices(mapped) {
+            self.area_of(entries[i]).free_owned(entries[i]);
+            locked.set(i, Pte::PRESENT);
+        }
+        drop(locked);
+        for i in indices(mapped) {
+            let area = self.area_of(entries[i]);
+            self.cache
+                .delete_locked(&area.cache, entries[i], Frame { block, index: i });
+            area.release([entries[i]]);
+        }
+        self.frames().release(block, mapped.count_ones());
+        for i in indices(mask & !mapped) {
+            self.cache.unlock(Frame { block, index: i });
+        }
+        self.waiters.wake(indices(mask).map(|i| entries[i]));
+        result(mapped, failed)
+    }
+
+    /// Locks a cached page, if nobody has it and it is still the entry's.
+    pub(crate) fn lock_page(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) -> Lock {
+        let found = self.cache.lock(&area.cache, entry, frame);
+        if found == Lock::Gone {
+            // The lock was taken for a moment, in vain: whoever met it then may have parked.
+            self.waiters.wake(self.cache.owner(frame));
+        }
+        found
+    }
+
+    /// Waits while somebody has `entry`'s page in `frame` locked. May return early.
+    pub(crate) fn wait_unlocked(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) {
+        // The entry first: while it is in this frame, whoever unlocks the frame wakes the entry.
+        self.waiters.wait(entry, || {
+            area.cache.lookup(entry.offset()) == Some(frame) && self.cache.is_locked(frame)
+        });
+    }
+
+    /// Unlocks cached pages and wakes who waits for them.
+    pub(crate) fn unlock_pages(
+        &self,
+        block: Block,
+        mask: u64,
+        entries: impl IntoIterator<Item = SwapEntry>,
+    ) {
+        for index in indices(mask) {
+            self.cache.unlock(Frame { block, index });
+        }
+        self.waiters.wake(entries);
+    }
+}
