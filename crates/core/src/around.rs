@@ -29,6 +29,9 @@ pub(crate) struct Around {
     turn: AtomicU32,
     /// The page after the last fault's.
     next: AtomicUsize,
+    /// The page after the last first touch's window, and how wide the next may be.
+    fresh_next: AtomicUsize,
+    fresh_width: AtomicUsize,
 }
 
 impl Around {
@@ -43,6 +46,8 @@ impl Around {
             lost: AtomicU32::new(0),
             turn: AtomicU32::new(0),
             next: AtomicUsize::new(usize::MAX),
+            fresh_next: AtomicUsize::new(usize::MAX),
+            fresh_width: AtomicUsize::new(1),
         }
     }
 
@@ -55,6 +60,20 @@ impl Around {
         let limit = limit.clamp(1, CHUNK_PAGES);
         let size = self.window().min(1 << limit.ilog2());
         crate::mask::run(index & !(size - 1), size)
+    }
+
+    /// The pages to fill with zeros on a first touch of `page`, index `index` of its chunk: from it
+    /// onwards, and more only while first touches walk on, since each takes memory of its own.
+    pub(crate) fn fresh_mask(&self, page: usize, index: usize, limit: usize) -> u64 {
+        let walk = self.fresh_next.load(Ordering::Relaxed) == page;
+        let width = match walk {
+            true => (self.fresh_width.load(Ordering::Relaxed) * 2).min(self.window()),
+            false => 1,
+        };
+        let count = width.min(limit).min(CHUNK_PAGES - index).max(1);
+        self.fresh_width.store(width, Ordering::Relaxed);
+        self.fresh_next.store(page + count, Ordering::Relaxed);
+        crate::mask::run(index, count)
     }
 
     /// Notes a fault on `page`; a walk through neighbours widens a window of one.
@@ -134,6 +153,19 @@ mod tests {
             let around = Around::new(Some(window));
             assert_eq!(around.mask(index, limit), crate::mask::run(first, size));
         }
+    }
+
+    #[test]
+    fn first_touches_take_more_only_while_they_walk() {
+        let around = Around::new(Some(64));
+        let mut page = 1000 * CHUNK_PAGES;
+        for count in [1, 2, 4, 8, 16, 32, 1, 64, 64] {
+            let mask = around.fresh_mask(page, page % CHUNK_PAGES, 64);
+            assert_eq!(mask, crate::mask::run(page % CHUNK_PAGES, count));
+            page += count;
+        }
+        assert_eq!(around.fresh_mask(5, 5, 64), crate::mask::bit(5), "a jump");
+        assert_eq!(around.fresh_mask(9, 9, 64), crate::mask::bit(9), "another");
     }
 
     #[test]

@@ -100,6 +100,10 @@ pub trait Device: Send + Sync {
     /// What the device holds now. Cheap: a few loads.
     fn usage(&self) -> Usage;
 
+    /// Gives back memory that lies unused between stored pages. Never called in a signal handler; may run
+    /// beside any other use.
+    fn compact(&self) {}
+
     /// Bytes of memory the device takes now: [`Usage::memory_bytes`] and [`Usage::metadata_bytes`].
     fn memory_bytes(&self) -> u64 {
         let usage = self.usage();

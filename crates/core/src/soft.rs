@@ -211,10 +211,11 @@ impl AddressSpace for SoftSpace {
         })
     }
 
-    fn discard(&self, page: usize, count: usize) {
+    fn discard(&self, page: usize, count: usize) -> bool {
         for page in &self.pages[page..page + count] {
             *lock(page) = None;
         }
+        true
     }
 }
 

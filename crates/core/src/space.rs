@@ -26,6 +26,9 @@ pub enum SpaceError {
     /// The system has no memory for another page.
     #[error("no memory for another page")]
     NoMemory,
+    /// The system cannot do it just now: look again.
+    #[error("the mapping is changing")]
+    Again,
     /// The system refused, with this `errno`.
     #[error("the system refused to map the page (errno {0})")]
     Refused(i32),
@@ -103,8 +106,9 @@ pub trait AddressSpace: Sync {
     /// As for [`AddressSpace::map`].
     fn map_zeros(&self, page: usize, count: usize, write: bool) -> Result<(), (usize, SpaceError)>;
 
-    /// Drops `count` present pages.
-    fn discard(&self, page: usize, count: usize);
+    /// Drops `count` pages, whether present or not. `false`: the system refused (they are locked in
+    /// memory), and they are as before.
+    fn discard(&self, page: usize, count: usize) -> bool;
 }
 
 impl<F: Frames + Send> Frames for Arc<F> {

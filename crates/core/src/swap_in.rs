@@ -101,7 +101,8 @@ impl<F: Frames> Swap<F> {
         access: Access,
     ) -> Result<usize, FaultError> {
         let (chunk, index) = split(access.page);
-        let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
+        let window =
+            mm.around.fresh_mask(access.page, index, access.max_pages) & mm.table.chunk_mask(chunk);
         let mut locked = mm.table.lock(chunk);
         if locked.get(index) != Pte::NONE {
             return Ok(0);
@@ -410,10 +411,11 @@ fn map_runs(
     (mapped, None)
 }
 
-/// What a fault that mapped these pages comes to.
+/// What a fault that mapped these pages comes to: an error only where none was mapped, so that what was
+/// mapped is counted; the access then repeats and meets the error again.
 pub(crate) fn result(mapped: u64, failed: Option<SpaceError>) -> Result<usize, FaultError> {
     match failed {
-        Some(error) => Err(FaultError::Space(error)),
-        None => Ok(mapped.count_ones() as usize),
+        Some(error) if mapped == 0 => Err(FaultError::Space(error)),
+        _ => Ok(mapped.count_ones() as usize),
     }
 }

@@ -55,7 +55,7 @@ pub struct Written {
 pub struct Discarded {
     /// Pages that were present and are gone.
     pub present: u64,
-    /// Pages that stay, because they are pinned.
+    /// Pages that stay: they are pinned, or the system has them locked.
     pub pinned: u64,
 }
 
@@ -81,11 +81,14 @@ impl<F: Frames> Swap<F> {
         wanted: u64,
         then: impl FnOnce(&mut LockedChunk<'_>),
     ) -> Result<Staged, StageError> {
-        let first = chunk * CHUNK_PAGES;
-        // A hint: spares slots for pages that are not there.
-        let likely = filter(wanted & mm.table.chunk_mask(chunk), |i| {
-            can_leave(mm.table.load(first + i))
-        });
+        // Spares slots for pages that are not there. Under the lock: a page that its faulting thread sees
+        // already may be marked present only when the handler drops it.
+        let likely = {
+            let locked = mm.table.lock(chunk);
+            filter(wanted & mm.table.chunk_mask(chunk), |i| {
+                can_leave(locked.get(i))
+            })
+        };
         if likely == 0 {
             return Err(StageError::NothingToDo);
         }
@@ -262,13 +265,15 @@ impl<F: Frames> Swap<F> {
     ) -> Discarded {
         let mask = mask & mm.table.chunk_mask(chunk);
         let mut locked = mm.table.lock(chunk);
-        let pinned = filter(mask, |i| locked.get(i).pins() > 0);
+        let mut pinned = filter(mask, |i| locked.get(i).pins() > 0);
+        for (first, count) in runs(mask & !pinned) {
+            if !mm.space.discard(locked.page(first), count) {
+                pinned |= run(first, count);
+            }
+        }
         let present = filter(mask & !pinned, |i| {
             locked.get(i).state() == PteState::Present
         });
-        for (first, count) in runs(present) {
-            mm.space.discard(locked.page(first), count);
-        }
         let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
         let mut swapped = 0;
         for i in indices(mask & !pinned) {

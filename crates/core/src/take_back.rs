@@ -4,10 +4,10 @@ use crate::area::SwapArea;
 use crate::cache::Lock;
 use crate::entry::SwapEntry;
 use crate::mask::{bit, filter, indices};
-use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState, split};
+use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, split};
 use crate::space::{AddressSpace, Block, Frame, Frames};
 use crate::swap::{FaultError, Mm, Swap};
-use crate::swap_in::{Access, result};
+use crate::swap_in::{Access, Mapped, result};
 
 impl<F: Frames> Swap<F> {
     /// Steps 6 to 10 for a page found in the cache: staged, or being written.
@@ -63,11 +63,15 @@ impl<F: Frames> Swap<F> {
         }
         let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
         let others = self.lock_staged(&locked, frame.block, window & !bit(index));
-        self.map_staged(mm, locked, frame.block, bit(index) | others, index)
+        let (mapped, failed) =
+            self.map_staged(mm, locked, frame.block, bit(index) | others, index, 0);
+        result(mapped, failed)
     }
 
-    /// Puts the staged pages of `block` in `mask` back into the chunk they came from, as far as nobody
-    /// else is working on them. For pages whose write failed. Returns the pages that are back.
+    /// Puts the staged pages of `block` in `mask` back into the chunk of `mm` they came from, as far as
+    /// nobody else is working on them: for pages whose write failed. Of a page that others hold too, `mm`
+    /// gets a copy; forks keep pages at their place, so every holder has the same chunk and index.
+    /// Returns the pages that are back.
     pub fn put_back<S: AddressSpace<Frames = F>>(
         &self,
         mm: &Mm<S>,
@@ -76,20 +80,53 @@ impl<F: Frames> Swap<F> {
         mask: u64,
         skips: u64,
     ) -> u64 {
-        let locked = mm.table.lock(chunk);
-        let staged = self.lock_staged(&locked, block, mask);
+        let mut locked = mm.table.lock(chunk);
+        let copied = filter(mask, |i| self.copy_shared(mm, &mut locked, block, i, skips));
+        let staged = self.lock_staged(&locked, block, mask & !copied);
         let Some(first) = indices(staged).next() else {
-            return 0;
+            return copied;
         };
         // A page that cannot be mapped stays staged and dirty: nothing to do but leave it.
-        let _ = self.map_staged(mm, locked, block, staged, first);
-        let mut locked = mm.table.lock(chunk);
-        let back = filter(staged, |i| locked.get(i).state() == PteState::Present);
-        for i in indices(back) {
-            let pte = locked.get(i);
-            locked.set(i, pte.with_skips(skips));
+        let (mapped, _) = self.map_staged(mm, locked, block, staged, first, skips);
+        copied | mapped
+    }
+
+    /// Gives `mm` a copy of a staged page that others hold too.
+    fn copy_shared<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        locked: &mut LockedChunk<'_>,
+        block: Block,
+        index: usize,
+        skips: u64,
+    ) -> bool {
+        let frame = Frame { block, index };
+        let Some(entry) = locked.get(index).entry() else {
+            return false;
+        };
+        let area = self.area_of(entry);
+        if area.slot(entry).count < 2
+            || area.cache.lookup(entry.offset()) != Some(frame)
+            || self.lock_page(area, entry, frame) != Lock::Locked
+        {
+            return false;
         }
-        back
+        // The count may have dropped to ours since: then a copy is right too, and the frame is dropped
+        // when it is next looked at.
+        let copied = mm.space.map_copy(locked.page(index), frame).is_ok();
+        if copied {
+            area.free(entry);
+            locked.set(index, Pte::PRESENT.with_skips(skips));
+        }
+        self.unlock_pages(block, bit(index), [entry]);
+        copied
+    }
+
+    /// The frames of `block` in `mask` that hold a cached page.
+    pub fn still_staged(&self, block: Block, mask: u64) -> u64 {
+        filter(mask, |index| {
+            self.cache.owner(Frame { block, index }).is_some()
+        })
     }
 
     /// Locks those pages of `mask` that are staged in `block`, whole and for this chunk alone.
@@ -113,7 +150,8 @@ impl<F: Frames> Swap<F> {
         })
     }
 
-    /// Steps 8 to 10 for staged pages whose locks are held.
+    /// Steps 8 to 10 for staged pages whose locks are held. The reclaimer shall pass over them `skips`
+    /// times.
     fn map_staged<S: AddressSpace<Frames = F>>(
         &self,
         mm: &Mm<S>,
@@ -121,7 +159,8 @@ impl<F: Frames> Swap<F> {
         block: Block,
         mask: u64,
         index: usize,
-    ) -> Result<usize, FaultError> {
+        skips: u64,
+    ) -> Mapped {
         let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
         for i in indices(mask) {
             entries[i] = locked.get(i).entry().expect("staged pages are swapped");
@@ -129,7 +168,7 @@ impl<F: Frames> Swap<F> {
         let (mapped, failed) = self.map_batch(mm, &locked, block, mask, 0, index, true);
         for i in indices(mapped) {
             self.area_of(entries[i]).free_owned(entries[i]);
-            locked.set(i, Pte::PRESENT);
+            locked.set(i, Pte::PRESENT.with_skips(skips));
         }
         drop(locked);
         for i in indices(mapped) {
@@ -143,7 +182,7 @@ impl<F: Frames> Swap<F> {
             self.cache.unlock(Frame { block, index: i });
         }
         self.waiters.wake(indices(mask).map(|i| entries[i]));
-        result(mapped, failed)
+        (mapped, failed)
     }
 
     /// Locks a cached page, if nobody has it and it is still the entry's.

@@ -248,14 +248,15 @@ impl World {
         assert_eq!(done.written & done.failed, 0);
         assert_eq!(done.failed == 0, done.error.is_none());
         let space = self.spaces.iter().find(|space| space.number == number);
-        let back = match space {
-            Some(space) if put_back => {
-                self.swap
-                    .put_back(&space.mm, chunk, staged.block, done.failed, 1)
-            }
-            _ => 0,
-        };
-        self.keep(number, chunk, staged.block, done.failed & !back);
+        if let Some(space) = space
+            && put_back
+        {
+            self.swap
+                .put_back(&space.mm, chunk, staged.block, done.failed, 1);
+        }
+        // Of a page that others hold too, the space got a copy: it is staged still.
+        let left = self.swap.still_staged(staged.block, done.failed);
+        self.keep(number, chunk, staged.block, left);
     }
 
     /// Keeps what is left of a staged block for later.
@@ -272,15 +273,12 @@ impl World {
         let Some((number, chunk, staged)) = self.staged.pop_front() else {
             return;
         };
-        let back = self
-            .spaces
-            .iter()
-            .find(|space| space.number == number)
-            .map_or(0, |space| {
-                self.swap
-                    .put_back(&space.mm, chunk, staged.block, staged.mask & mask, 0)
-            });
-        self.keep(number, chunk, staged.block, staged.mask & !back);
+        if let Some(space) = self.spaces.iter().find(|space| space.number == number) {
+            self.swap
+                .put_back(&space.mm, chunk, staged.block, staged.mask & mask, 0);
+        }
+        let left = self.swap.still_staged(staged.block, staged.mask);
+        self.keep(number, chunk, staged.block, left);
     }
 
     fn discard(&mut self, space: usize, chunk: usize, mask: u64) {

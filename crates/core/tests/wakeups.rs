@@ -109,8 +109,8 @@ impl AddressSpace for HookedSpace {
         allowed.map_err(|free| (free, SpaceError::Refused(17)))
     }
 
-    fn discard(&self, page: usize, count: usize) {
-        self.space.discard(page, count);
+    fn discard(&self, page: usize, count: usize) -> bool {
+        self.space.discard(page, count)
     }
 }
 

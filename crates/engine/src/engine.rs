@@ -1,7 +1,7 @@
 //! Building and owning an engine.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use userswap_core::device::{Device, PAGE_SIZE};
@@ -13,17 +13,22 @@ use userswap_sys::{Errno, cpu, host};
 
 use crate::Error;
 use crate::budget::Budget;
-use crate::crew::{Crew, ReadAhead};
+use crate::crew::{Crew, HelpWanted};
 use crate::fault::{self, Handlers};
 use crate::frames::{BLOCK_BYTES, FramePool};
 use crate::reclaim::{Hand, Inactive};
 use crate::region::Region;
+use crate::registry;
 use crate::shared::{Bell, Shared};
 use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode};
 use crate::stats::{Counters, Stats};
 
 /// The swap area of an engine that was told neither its size nor a limit, in bytes.
 const DEFAULT_AREA: u64 = 4 << 30;
+
+/// The largest swap area that is made without being asked for, in bytes: its tables are address space
+/// that some systems count.
+const MOST_DEFAULT_AREA: u64 = 256 << 30;
 
 /// The least limit: frames to work with, and some pages.
 const LEAST_LIMIT: u64 = 4 << 20;
@@ -54,7 +59,7 @@ impl EngineBuilder {
     }
 
     /// The size of the swap area in bytes: how much can be swapped out at once. A multiple of 4096.
-    /// Default: 4 GiB, or 16 times the limit if that is more. Address space only: memory is taken as
+    /// Default: 4 GiB, or 16 times the limit if that is more, up to 256 GiB. Address space only: memory is taken as
     /// it is used.
     pub fn area(mut self, bytes: u64) -> Self {
         self.area = Some(bytes);
@@ -105,7 +110,7 @@ impl EngineBuilder {
         let default_area = self
             .limit
             .map_or(0, |limit| limit.saturating_mul(16))
-            .max(DEFAULT_AREA);
+            .clamp(DEFAULT_AREA, MOST_DEFAULT_AREA);
         let area = self
             .area
             .unwrap_or(default_area / PAGE_SIZE as u64 * PAGE_SIZE as u64);
@@ -135,13 +140,17 @@ impl EngineBuilder {
             mode,
             fault_around: self.fault_around,
             uffd: Arc::new(uffd),
-            regions: RwLock::new(Vec::new()),
+            // Room for all: a push never allocates while a fault waits for the lock.
+            regions: RwLock::new(Vec::with_capacity(registry::ROWS)),
             hand: Mutex::new(Hand::default()),
             inactive: Mutex::new(Inactive::new(pool.staging, pool.inactive)),
-            writing: AtomicUsize::new(0),
+            working: AtomicUsize::new(0),
+            most_working: pool.most_working,
             warned_area_full: AtomicBool::new(false),
+            warned_write: AtomicBool::new(false),
             reclaimer: Bell::default(),
-            read_ahead: ReadAhead::for_this_host(),
+            help_wanted: HelpWanted::for_this_host(),
+            swapoff: Mutex::new(()),
         });
         let handlers = (mode == FaultMode::Thread)
             .then(|| Handlers::start(&shared))
@@ -169,21 +178,26 @@ struct PoolSize {
     scratch: usize,
     reserve: usize,
     inactive: usize,
+    /// Threads that write blocks out at once, so that what they have in hand stays within a fortieth of
+    /// the limit.
+    most_working: usize,
 }
 
 impl PoolSize {
     fn for_limit(limit: Option<u64>) -> Self {
         let cpus = cpu::count();
-        // Without a limit, 64 MiB of staging keep a page-out of many threads going.
-        let blocks = limit.map_or(1024, |limit| limit as usize / BLOCK_BYTES);
+        // Without a limit as with one of 2 GiB: address space, not memory.
+        let blocks = limit.map_or(8192, |limit| limit as usize / BLOCK_BYTES);
         let inactive = (blocks / 16).clamp(1, 1024);
         Self {
             // Staging is address space; memory is in it only while pages are. Blocks are often staged in
             // part, so there are more of them than their memory would fill.
             staging: (inactive * 2).max(16) + 2 * cpus,
-            scratch: (blocks / 32).clamp(2, 4 * cpus.max(4)),
+            // As many faults can wait for a slow device at once; only blocks that are used take memory.
+            scratch: (blocks / 32).clamp(2, 256),
             reserve: (blocks / 32).clamp(1, 16),
             inactive,
+            most_working: (blocks / 40).clamp(1, 2 * cpus),
         }
     }
 }
@@ -329,9 +343,20 @@ impl Engine {
     pub fn swapoff(&self) -> Result<(), Error> {
         let _blocked = Blocked::new();
         let shared = &*self.owner.shared;
+        // One at a time: a second call must not return before the first has come to an end.
+        let _turn = shared
+            .swapoff
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(limit) = shared.budget.limit() {
-            let stats = shared.stats();
-            let needed = stats.resident_bytes + stats.swapped_bytes;
+            // Not by slots: a slot that regions share becomes a page of each.
+            let swapped: u64 = shared
+                .regions()
+                .iter()
+                .map(|region| region.swapped_pages())
+                .sum();
+            let pages = shared.budget.resident_pages() + swapped;
+            let needed = pages * PAGE_SIZE as u64 + shared.fixed_bytes();
             if needed > limit {
                 return Err(Error::SwapoffLimit { needed, limit });
             }
@@ -342,17 +367,24 @@ impl Engine {
             // is used.
             while area.used() > 0 {
                 for region in shared.regions().iter() {
-                    let force = |pages: usize| shared.budget.force(pages as u64);
-                    let brought = shared.swap.unuse(&region.mm, area);
-                    if let Err((brought, page, error)) = brought {
-                        force(brought);
+                    // Counted before they are mapped: they can be dropped, and uncounted, as soon as they are.
+                    let counted = region.swapped_pages();
+                    shared.budget.force(counted);
+                    let result = shared.swap.unuse(&region.mm, area);
+                    let (Ok(brought) | Err((brought, ..))) = result;
+                    shared
+                        .budget
+                        .force((brought as u64).saturating_sub(counted));
+                    shared
+                        .budget
+                        .uncharge(counted.saturating_sub(brought as u64));
+                    if let Err((_, page, error)) = result {
                         shared.swap.abort_swapoff(area);
                         return Err(Error::Fault {
                             offset: page * PAGE_SIZE,
                             error,
                         });
                     }
-                    force(brought.unwrap_or(0));
                 }
                 shared.write_out_all();
                 // What is left is on its way in another thread.

@@ -1,6 +1,7 @@
 //! Where faults come in: the SIGBUS handler (inline mode) and the handler threads (thread mode).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use userswap_core::FaultError;
 use userswap_core::device::PAGE_SIZE;
@@ -32,9 +33,11 @@ fn on_sigbus(fault: Fault<'_>) -> Verdict {
     };
     let page = (fault.address() - region.mm.space.base()) / PAGE_SIZE;
     if region.shared.mode == FaultMode::Thread {
-        // A handler thread could not bring the page and marked it. This access fails; the next one shall
-        // ask again.
-        forget_poison(region, page);
+        deliver_failed(region, page, fault);
+        return Verdict::Handled;
+    }
+    if fault.code() == Fault::CODE_FAILED_MEMORY {
+        // The machine lost the page: nothing of ours can bring it back.
         return Verdict::NotOurs;
     }
     match region.resolve(page, fault.write().unwrap_or(true)) {
@@ -44,6 +47,23 @@ fn on_sigbus(fault: Fault<'_>) -> Verdict {
             Verdict::NotOurs
         }
     }
+}
+
+/// A handler thread could not bring `page` and marked it: the access that met the mark fails, the next
+/// one shall ask again.
+fn deliver_failed(region: &RegionMemory, page: usize, fault: Fault<'_>) {
+    let this = page + 1;
+    // Relaxed: only who meets the mark cares, and a wrong guess costs one more try.
+    if region.delivered.swap(this, Ordering::Relaxed) != this {
+        signals::chain(fault);
+        if signals::is_in_force() != Ok(true) {
+            // This is the end: the access repeats and meets the mark, not a handler thread once more.
+            return;
+        }
+    }
+    // Either the program's handler has returned, or it jumped away the last time.
+    region.delivered.store(0, Ordering::Relaxed);
+    forget_poison(region, page);
 }
 
 fn forget_poison(region: &RegionMemory, page: usize) {
@@ -134,6 +154,7 @@ fn handle(shared: &Shared, bell: &Doorbell) {
                     }
                 }
             }
+            Err(Errno::INTR) => {}
             Err(errno) => fail_closed(errno),
         }
     }
@@ -149,10 +170,12 @@ fn fail_closed(errno: Errno) -> ! {
 }
 
 fn on_event(shared: &Shared, fault: PageFault) {
-    // SAFETY: the thread that faulted waits in the middle of its access until this one wakes it.
-    let Some(region) = (unsafe { registry::find(fault.address) }) else {
-        // It has been woken already and its region is gone, or it faults on memory that is none of ours:
-        // let it look again.
+    // The thread that faulted need not wait for us any more: a signal, or somebody else's page, may have
+    // let it go on, and its region may be going. So this holds on to the region, and holds off its end.
+    let region = shared.region_at(fault.address);
+    let inside = region.as_ref().and_then(|region| region.gate.enter());
+    let (Some(region), Some(_inside)) = (&region, inside) else {
+        // Whoever still waits there shall look again.
         let _ = shared
             .uffd
             .wake(fault.address & !(PAGE_SIZE - 1), PAGE_SIZE);

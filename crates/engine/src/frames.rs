@@ -17,7 +17,7 @@
 //! by whom the protocol says (see [`Frames`]). Mechanism: free blocks are on exactly one list, and a
 //! block goes back to its list when its last hold is dropped.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,7 +65,10 @@ pub(crate) struct FramePool {
     staging: usize,
     reserve: usize,
     lists: Mutex<Lists>,
-    freed: Condvar,
+    scratch_freed: Condvar,
+    staging_freed: Condvar,
+    /// The most scratch blocks that were ever in use at once: those that have memory.
+    scratch_most: AtomicUsize,
     /// Staging frames that have memory.
     filled: AtomicU64,
 }
@@ -106,7 +109,9 @@ impl FramePool {
             staging,
             reserve,
             lists: Mutex::new(lists),
-            freed: Condvar::new(),
+            scratch_freed: Condvar::new(),
+            staging_freed: Condvar::new(),
+            scratch_most: AtomicUsize::new(0),
             filled: AtomicU64::new(0),
         })
     }
@@ -117,17 +122,30 @@ impl FramePool {
         self.filled.load(Ordering::Relaxed) * PAGE_SIZE as u64
     }
 
-    /// Bytes of memory that scratch blocks can take, and of the pool's tables.
+    /// Bytes of memory in scratch blocks and the pool's tables.
     pub(crate) fn fixed_bytes(&self) -> u64 {
-        let scratch = (self.blocks.len() - self.staging) * BLOCK_BYTES;
+        let scratch = self.scratch_most.load(Ordering::Relaxed) * BLOCK_BYTES;
         (scratch + self.blocks.len() * (size_of::<Block_>() + CHUNK_PAGES * 12)) as u64
     }
 
-    /// Waits a moment for a block to come free.
-    pub(crate) fn wait_for_block(&self) {
+    /// Waits until a block to read into may be free.
+    pub(crate) fn wait_for_scratch(&self) {
+        self.wait(&self.scratch_freed, |lists| lists.scratch.is_empty());
+    }
+
+    /// Waits until a block to unmap into may be free.
+    pub(crate) fn wait_for_staging(&self) {
+        self.wait(&self.staging_freed, |lists| {
+            lists.empty.is_empty() && lists.reusable.is_empty()
+        });
+    }
+
+    fn wait(&self, freed: &Condvar, used_up: impl Fn(&Lists) -> bool) {
         let lists = self.lists();
-        // The bound covers a wake-up that went to somebody else.
-        drop(self.freed.wait_timeout(lists, Duration::from_millis(1)));
+        if used_up(&lists) {
+            // The bound is for a wake-up that went to somebody who did not need it.
+            drop(freed.wait_timeout(lists, Duration::from_millis(20)));
+        }
     }
 
     pub(crate) fn is_scratch(&self, block: Block) -> bool {
@@ -194,9 +212,21 @@ impl FramePool {
         }
     }
 
+    /// Gives the memory of the blocks that are kept for reuse back to the system.
+    pub(crate) fn empty_reserve(&self) {
+        loop {
+            let Some(block) = self.lists().reusable.pop() else {
+                return;
+            };
+            self.empty(block);
+            self.lists().empty.push(block);
+        }
+    }
+
     fn free(&self, block: Block) {
         if self.is_scratch(block) {
             self.lists().scratch.push(block);
+            self.scratch_freed.notify_one();
         } else {
             let filled = self.blocks[block as usize]
                 .filled
@@ -214,8 +244,16 @@ impl FramePool {
                 self.empty(block);
                 self.lists().empty.push(block);
             }
+            self.staging_freed.notify_one();
         }
-        self.freed.notify_one();
+    }
+
+    /// The latest scratch block: its memory is still in the CPU's cache.
+    fn take_scratch(&self, lists: &mut Lists) -> Option<Block> {
+        let block = lists.scratch.pop()?;
+        let in_use = self.blocks.len() - self.staging - lists.scratch.len();
+        self.scratch_most.fetch_max(in_use, Ordering::Relaxed);
+        Some(block)
     }
 
     /// A kept block whose frames cover `wanted`.
@@ -241,7 +279,7 @@ impl Frames for FramePool {
                 Purpose::Read(wanted) => (wanted.count_ones() as usize >= MOVE_AT_LEAST)
                     .then(|| self.take_reusable(&mut lists, wanted))
                     .flatten()
-                    .or_else(|| lists.scratch.pop()),
+                    .or_else(|| self.take_scratch(&mut lists)),
                 Purpose::Unmap => lists.empty.pop().or_else(|| lists.reusable.pop()),
             }
         }?;

@@ -8,11 +8,11 @@
 //! when it is used up: a thread that faults then writes pages out itself before it takes one in.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use userswap_core::device::{DeviceError, PAGE_SIZE};
+use userswap_core::device::DeviceError;
 use userswap_core::page_table::CHUNK_PAGES;
 use userswap_core::space::Frames;
 use userswap_core::{StageError, Staged};
@@ -23,6 +23,15 @@ use crate::shared::{RegionMemory, Shared};
 
 /// Passes of the clock hand for which a page that did not compress is left alone.
 const SKIPS: u64 = 15;
+
+/// Bytes of holes in the store that are not worth moving anything for.
+const COMPACT_FROM: u64 = 1 << 20;
+
+/// Blocks written in vain after which a charge goes over the limit: what is there does not compress.
+const MOST_IN_VAIN: usize = 64;
+
+/// Pauses, of a millisecond, before a charge that finds nothing to do goes over the limit.
+const PAUSES: usize = 4;
 
 /// Where the clock hand is.
 #[derive(Debug, Default)]
@@ -50,6 +59,10 @@ pub(crate) struct Inactive {
 }
 
 impl Inactive {
+    fn is_long(&self) -> bool {
+        self.blocks.len() >= self.target
+    }
+
     pub(crate) fn new(capacity: usize, target: usize) -> Self {
         Self {
             blocks: VecDeque::with_capacity(capacity),
@@ -71,6 +84,15 @@ pub(crate) enum Step {
     Nothing,
 }
 
+/// A thread making room; it is not when this is dropped.
+struct Working<'a>(&'a AtomicUsize);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Shared {
     fn inactive(&self) -> MutexGuard<'_, Inactive> {
         self.inactive.lock().unwrap_or_else(PoisonError::into_inner)
@@ -80,25 +102,26 @@ impl Shared {
     /// same, and that is said once.
     pub(crate) fn make_room(&self, pages: u64) {
         // Twice round every chunk: the first may only have given second chances.
-        let most = 64
-            + 2 * self
-                .regions()
-                .iter()
-                .map(|region| region.mm.table.chunks())
-                .sum::<usize>();
-        for _ in 0..most {
+        let mut steps = 64 + 2 * self.chunks();
+        let (mut in_vain, mut pauses) = (0, 0);
+        while steps > 0 && in_vain < MOST_IN_VAIN {
             let step = self.reclaim_step();
-            let used = self.used_bytes();
-            self.budget.made_room(used);
-            if self.budget.charge(
-                pages,
-                used - self.budget.resident_pages() * PAGE_SIZE as u64,
-            ) {
+            self.budget.made_room(self.used_bytes());
+            if self.budget.charge(pages, self.other_bytes()) {
                 return;
             }
             match step {
-                Step::Worked | Step::InVain => {}
+                Step::Worked => steps -= 1,
+                Step::InVain => in_vain += 1,
                 Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
+                Step::Nothing if pauses < PAUSES => {
+                    // What is left is in other threads' hands, or in holes of the store, which only the
+                    // reclaimer may close.
+                    pauses += 1;
+                    self.swap.frames().empty_reserve();
+                    self.reclaimer.ring();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 Step::Nothing => break,
             }
         }
@@ -115,34 +138,46 @@ impl Shared {
 
     /// Does a bounded piece of work towards free memory.
     pub(crate) fn reclaim_step(&self) -> Step {
-        let is_long = {
-            let inactive = self.inactive();
-            inactive.blocks.len() >= inactive.target
+        // Announced first: whoever finds nothing to do meanwhile knows that somebody is at it. The bound:
+        // a block being written takes memory in the store before its frames come free.
+        let Some(_working) = self.start_work() else {
+            return Step::OthersAtWork;
         };
+        let is_long = self.inactive().is_long();
         let staged = !is_long && self.stage_next();
         let (oldest, is_long) = {
             let mut inactive = self.inactive();
-            let is_long = inactive.blocks.len() >= inactive.target;
-            let oldest = if is_long || !staged {
-                inactive.blocks.pop_front()
-            } else {
-                None
-            };
+            let is_long = inactive.is_long();
+            let take = is_long || !staged;
+            let oldest = take.then(|| inactive.blocks.pop_front()).flatten();
             (oldest, is_long)
         };
         match oldest {
             Some(block) if self.write_out(block) > 0 => Step::Worked,
             Some(_) => Step::InVain,
             None if staged || is_long => Step::Worked,
-            None if self.writing.load(Ordering::Relaxed) > 0 => Step::OthersAtWork,
+            None if self.working.load(Ordering::Relaxed) > 1 => Step::OthersAtWork,
             None => Step::Nothing,
         }
     }
 
+    fn start_work(&self) -> Option<Working<'_>> {
+        let working = Working(&self.working);
+        // Relaxed: a hint to others, and a bound that one more or less does not hurt.
+        let before = self.working.fetch_add(1, Ordering::Relaxed);
+        (before < self.most_working).then_some(working)
+    }
+
+    /// Chunks of all regions.
+    fn chunks(&self) -> usize {
+        let regions = self.regions();
+        regions.iter().map(|region| region.mm.table.chunks()).sum()
+    }
+
     /// Stages the next chunk that has something to stage. `false`: none has, or there is no room.
     fn stage_next(&self) -> bool {
+        let chunks = self.chunks();
         let regions = self.regions();
-        let chunks: usize = regions.iter().map(|region| region.mm.table.chunks()).sum();
         for _ in 0..chunks {
             let Some((region, chunk)) = self.advance(&regions) else {
                 return false;
@@ -208,7 +243,6 @@ impl Shared {
 
     /// Writes a block out and frees its frames. Returns how many pages' memory came free.
     pub(crate) fn write_out(&self, block: InactiveBlock) -> usize {
-        self.writing.fetch_add(1, Ordering::Relaxed);
         let InactiveBlock {
             staged: Staged {
                 block: frames,
@@ -227,26 +261,42 @@ impl Shared {
             .refaults
             .fetch_add(u64::from(vain.count_ones()), Ordering::Relaxed);
         let mut left = 0;
+        if let Some(error) = done.error
+            && error != DeviceError::Incompressible
+            && !self.warned_write.swap(true, Ordering::Relaxed)
+        {
+            let device = self.swap.areas().next().map(|area| area.device().name());
+            stderr_line(format_args!(
+                "userswap: pages cannot be written to {}: {error}; they stay in memory",
+                device.unwrap_or("the device")
+            ));
+        }
         if done.failed != 0 {
             let skips = if done.error == Some(DeviceError::Incompressible) {
                 SKIPS
             } else {
                 1
             };
-            let regions = self.regions();
-            // A region that is gone has no use for its pages: the next turn drops them.
-            let region = regions.iter().find(|candidate| candidate.number == region);
-            let back = region.map_or(0, |region| {
-                self.swap
-                    .put_back(&region.mm, chunk, frames, done.failed, skips)
-            });
-            self.budget.force(u64::from(back.count_ones()));
-            left = done.failed & !back;
+            // Every region that holds one of the pages takes it back; one that is gone has no use for it,
+            // and the next turn drops it.
+            for holder in self.regions().iter() {
+                if chunk >= holder.mm.table.chunks() {
+                    continue;
+                }
+                // Counted before they are mapped: they can be dropped, and uncounted, as soon as they are.
+                let most = u64::from(done.failed.count_ones());
+                self.budget.force(most);
+                let back = self
+                    .swap
+                    .put_back(&holder.mm, chunk, frames, done.failed, skips);
+                self.budget.uncharge(most - u64::from(back.count_ones()));
+            }
+            left = self.swap.still_staged(frames, done.failed);
         }
         if left == 0 {
             self.swap.frames().release(frames, 1);
         } else {
-            // Shared pages that could not be written: they stay here, where every holder finds them.
+            // Somebody is working on them, or cannot take them now: they stay here, where he finds them.
             self.queue(
                 region,
                 chunk,
@@ -256,7 +306,6 @@ impl Shared {
                 },
             );
         }
-        self.writing.fetch_sub(1, Ordering::Relaxed);
         (mask & !done.failed).count_ones() as usize
     }
 
@@ -272,7 +321,13 @@ impl Shared {
             let inactive = self.inactive();
             inactive.blocks.len() > inactive.target
         };
-        while too_many() && self.write_out_oldest() {}
+        // Bounded: blocks that cannot be written come back to the end of the list.
+        let blocks = self.inactive().blocks.len();
+        for _ in 0..blocks {
+            if !too_many() || !self.write_out_oldest() {
+                break;
+            }
+        }
     }
 
     /// Writes out everything that is staged now.
@@ -286,23 +341,33 @@ impl Shared {
 
     /// Writes out what is staged from `chunk` of a region. Returns how many pages left memory.
     pub(crate) fn write_out_chunk(&self, region: u64, chunk: usize) -> usize {
-        self.write_out_those(|block| block.region == region && block.chunk == chunk)
+        self.write_out_those(|_, block| block.region == region && block.chunk == chunk)
     }
 
-    /// Writes out what is staged from a region, or drops it if the region is gone.
+    /// Gives back what is staged from a region that is gone, this one or an earlier one: pages that nobody
+    /// shares are dropped, the others written.
     pub(crate) fn write_out_region(&self, region: u64) {
-        self.write_out_those(|block| block.region == region);
+        self.write_out_those(|regions, block| {
+            block.region == region || regions.iter().all(|other| other.number != block.region)
+        });
     }
 
-    fn write_out_those(&self, mut wanted: impl FnMut(&InactiveBlock) -> bool) -> usize {
+    fn write_out_those(
+        &self,
+        wanted: impl Fn(&[Arc<RegionMemory>], &InactiveBlock) -> bool,
+    ) -> usize {
         let mut done = 0;
+        let count = {
+            let (regions, inactive) = (self.regions(), self.inactive());
+            let those = inactive.blocks.iter();
+            those.filter(|block| wanted(&regions, block)).count()
+        };
         // Each block once: one that cannot be written comes back to the end of the list.
-        let blocks = self.inactive().blocks.len();
-        for _ in 0..blocks {
+        for _ in 0..count {
             let block = {
-                let mut inactive = self.inactive();
-                // The latest is the likeliest.
-                let at = inactive.blocks.iter().rposition(&mut wanted);
+                let (regions, mut inactive) = (self.regions(), self.inactive());
+                let mut those = inactive.blocks.iter();
+                let at = those.position(|block| wanted(&regions, block));
                 at.and_then(|at| inactive.blocks.remove(at))
             };
             let Some(block) = block else { break };
@@ -321,6 +386,18 @@ impl Shared {
                 }
             }
             self.budget.made_room(self.used_bytes());
+            self.compact_store();
+        }
+    }
+
+    /// Has the store give memory back if much of it holds nothing: pages that were freed here and there
+    /// leave holes. Not in a signal handler.
+    pub(crate) fn compact_store(&self) {
+        for area in self.swap.areas() {
+            let usage = area.device().usage();
+            if usage.memory_bytes > usage.stored_bytes + usage.stored_bytes / 8 + COMPACT_FROM {
+                area.device().compact();
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use userswap_core::device::PAGE_SIZE;
+use userswap_core::mask;
 use userswap_core::page_table::CHUNK_PAGES;
 use userswap_core::{Gate, Mm, PinResult, StageError};
 use userswap_sys::signals::{Blocked, stderr_line};
@@ -21,6 +22,9 @@ use crate::stream::Stream;
 /// How often a page-out looks again for a slot in a full area.
 const AREA_FULL_TRIES: u32 = 16;
 
+/// How often a page-out writes a staged block, or waits for one, to get a block of its own.
+const NO_FRAMES_TRIES: usize = 256;
+
 /// What a program knows about its next accesses to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {
@@ -28,8 +32,6 @@ pub enum Advice {
     PageOut,
     /// The range is needed soon: bring it in now.
     WillNeed,
-    /// The range's contents are not needed any more: it reads as zeros afterwards.
-    DontNeed,
     /// Accesses will walk through the region: bring in the widest window.
     Sequential,
     /// Accesses will jump about: bring in single pages.
@@ -49,6 +51,13 @@ pub struct Region {
 
 impl Region {
     pub(crate) fn new(owner: &Arc<Owner>, len: usize) -> Result<Self, Error> {
+        let region = Self::unlisted(owner, len)?;
+        region.list();
+        Ok(region)
+    }
+
+    /// A region that the reclaimer does not know yet.
+    fn unlisted(owner: &Arc<Owner>, len: usize) -> Result<Self, Error> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         check_size("a region", len as u64)?;
         let shared = &owner.shared;
@@ -61,29 +70,36 @@ impl Region {
             mm,
             gate: Gate::default(),
             stream: Stream::default(),
+            delivered: AtomicUsize::new(0),
             shared: Arc::clone(shared),
         });
         let base = memory.mm.space.base();
+        // From here on: a handler that touched a region would wait for the row being written.
+        let blocked = Blocked::new();
         // SAFETY: `memory` is kept until after the registration is dropped, and the region cannot be
         // accessed any more when it is being dropped.
         let registration = unsafe { registry::register(Arc::as_ptr(&memory), base, len) }
             .ok_or(Error::TooManyRegions(registry::ROWS))?;
-        {
-            let _blocked = Blocked::new();
-            let mut regions = shared
-                .regions
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            regions.push(Arc::clone(&memory));
-            shared
-                .budget
-                .add_tables(memory.mm.table.memory_bytes() as u64);
-        }
+        shared
+            .budget
+            .add_tables(memory.mm.table.memory_bytes() as u64);
+        drop(blocked);
         Ok(Self {
             memory,
             registration: Some(registration),
             owner: Arc::clone(owner),
         })
+    }
+
+    /// Makes the region known to the reclaimer.
+    fn list(&self) {
+        let _blocked = Blocked::new();
+        let mut regions = self
+            .shared()
+            .regions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        regions.push(Arc::clone(&self.memory));
     }
 
     /// Bytes.
@@ -106,21 +122,20 @@ impl Region {
         self.memory.mm.space.base() as *mut u8
     }
 
-    /// Takes advice about a range of bytes, whole pages. Returns how many pages it moved: written out,
-    /// brought in, or dropped.
+    /// Takes advice about a range of bytes, whole pages. Returns how many pages it moved: written out
+    /// or brought in.
     ///
     /// Pages that cannot leave (pinned, in use by the system, no room in the store) stay; that is no
     /// error. `Sequential` and `Random` hold for the whole region.
     ///
     /// # Errors
-    /// A range outside the region; a page that cannot be brought in; a range to drop with pinned pages.
+    /// A range outside the region; a page that cannot be brought in.
     pub fn advise(&self, range: Range<usize>, advice: Advice) -> Result<usize, Error> {
         let pages = self.pages(&range)?;
         let _blocked = Blocked::new();
         match advice {
             Advice::PageOut => Ok(self.page_out(&pages)),
             Advice::WillNeed => self.bring_in(&pages),
-            Advice::DontNeed => self.drop_pages(&pages),
             Advice::Sequential => {
                 self.memory.mm.expect_sequential();
                 Ok(0)
@@ -176,7 +191,8 @@ impl Region {
     /// # Errors
     /// The copy could not be made; this region is unharmed.
     pub fn fork(&self) -> Result<Self, Error> {
-        let child = Self::new(&self.owner, self.len())?;
+        // Unlisted until it is whole: nobody takes its pages before they are counted.
+        let child = Self::unlisted(&self.owner, self.len())?;
         let _blocked = Blocked::new();
         let shared = self.shared();
         for chunk in 0..self.memory.mm.table.chunks() {
@@ -197,7 +213,36 @@ impl Region {
                 error,
             })?;
         }
+        child.list();
         Ok(child)
+    }
+
+    /// Drops the contents of a range of bytes, whole pages: it reads as zeros afterwards, and takes
+    /// neither memory nor slots. Returns how many pages were dropped.
+    ///
+    /// # Errors
+    /// A range outside the region; pages that are pinned or locked in memory, which are kept.
+    pub fn discard(&mut self, range: Range<usize>) -> Result<usize, Error> {
+        // SAFETY: the exclusive borrow of the region is one of its bytes.
+        unsafe { self.discard_shared(range) }
+    }
+
+    /// [`Region::discard`] for a region that several threads use through [`Region::as_mut_ptr`].
+    ///
+    /// # Safety
+    /// Nobody holds a reference to bytes of the range: they change.
+    ///
+    /// # Errors
+    /// As for [`Region::discard`].
+    pub unsafe fn discard_shared(&self, range: Range<usize>) -> Result<usize, Error> {
+        let pages = self.pages(&range)?;
+        let _blocked = Blocked::new();
+        let (dropped, kept) = self.memory.discard(&pages);
+        self.shared().compact_store();
+        if kept > 0 {
+            return Err(Error::Pinned { pages: kept });
+        }
+        Ok(dropped)
     }
 
     /// Whether the page at byte `offset` is in memory now. It may have left when this returns.
@@ -252,11 +297,16 @@ impl Region {
 
     fn page_out_chunk(&self, chunk: usize, mask: u64) -> usize {
         let shared = self.shared();
-        let mut tries = 0;
+        let (mut tries, mut no_frames) = (0, 0);
         loop {
             match shared.stage(&self.memory, chunk, mask) {
                 Ok(_) | Err(StageError::NothingToDo) => break,
-                Err(StageError::NoFrames) => shared.wait_for_frames(),
+                // Every block may hold pages that cannot be written: then these stay in memory.
+                Err(StageError::NoFrames) if no_frames < NO_FRAMES_TRIES => {
+                    no_frames += 1;
+                    shared.wait_for_frames();
+                }
+                Err(StageError::NoFrames) => break,
                 // Slots that are being freed now are used for a moment longer.
                 Err(StageError::AreaFull) if tries < AREA_FULL_TRIES => {
                     tries += 1;
@@ -278,22 +328,20 @@ impl Region {
 
     fn bring_in(&self, pages: &Range<usize>) -> Result<usize, Error> {
         let mut brought = 0;
-        for page in pages.clone() {
-            if !self.memory.is_present(page) {
-                self.resolve(page)?;
+        for chunk in chunks(pages) {
+            // One fault brings in several: count what is missing before the first.
+            let missing = mask::indices(
+                chunk_mask(pages, chunk) & !self.shared().swap.present(&self.memory.mm, chunk),
+            );
+            for index in missing {
+                let page = chunk * CHUNK_PAGES + index;
+                if !self.memory.is_present(page) {
+                    self.resolve(page)?;
+                }
                 brought += 1;
             }
         }
         Ok(brought)
-    }
-
-    fn drop_pages(&self, pages: &Range<usize>) -> Result<usize, Error> {
-        let (dropped, pinned) = self.memory.discard(pages);
-        if pinned > 0 {
-            Err(Error::Pinned { pages: pinned })
-        } else {
-            Ok(dropped)
-        }
     }
 }
 
@@ -318,7 +366,7 @@ impl Shared {
     /// Waits for other threads to give frames back; gives some back itself if it can.
     fn wait_for_frames(&self) {
         if !self.write_out_oldest() {
-            self.swap.frames().wait_for_block();
+            self.swap.frames().wait_for_staging();
         }
     }
 }
@@ -353,6 +401,7 @@ impl Drop for Region {
         debug_assert_eq!(pinned, 0, "a pin borrows its region");
         // What is staged from here is of no use to anybody: give its frames back now.
         shared.write_out_region(self.memory.number);
+        shared.compact_store();
     }
 }
 

@@ -11,7 +11,7 @@ use userswap_sys::timing::now_ns;
 use userswap_sys::uffd::Uffd;
 
 use crate::budget::{Budget, Level};
-use crate::crew::ReadAhead;
+use crate::crew::HelpWanted;
 use crate::frames::FramePool;
 use crate::reclaim::{Hand, Inactive};
 use crate::space::RealSpace;
@@ -27,8 +27,14 @@ pub(crate) struct RegionMemory {
     /// Entered by helpers that bring pages in; closed before the region's pages are dropped.
     pub(crate) gate: Gate,
     pub(crate) stream: Stream,
+    /// The page + 1 whose failure was last delivered as SIGBUS, in thread mode; 0: none.
+    pub(crate) delivered: AtomicUsize,
     pub(crate) shared: Arc<Shared>,
 }
+
+/// Nanoseconds a page from which on helpers pay: a window of 64 then takes
+/// about as long as waking one.
+const HELP_WORTH_NS: u64 = 500;
 
 /// How often a fault makes room when the system has no memory for its page.
 const NO_MEMORY_TRIES: u32 = 64;
@@ -49,11 +55,16 @@ pub(crate) struct Shared {
     pub(crate) regions: RwLock<Vec<Arc<RegionMemory>>>,
     pub(crate) hand: Mutex<Hand>,
     pub(crate) inactive: Mutex<Inactive>,
-    /// Blocks being written out now.
-    pub(crate) writing: AtomicUsize,
+    /// Threads making room now.
+    pub(crate) working: AtomicUsize,
+    /// How many may be at it at once.
+    pub(crate) most_working: usize,
     pub(crate) warned_area_full: AtomicBool,
+    pub(crate) warned_write: AtomicBool,
     pub(crate) reclaimer: Bell,
-    pub(crate) read_ahead: ReadAhead,
+    pub(crate) help_wanted: HelpWanted,
+    /// Taken for the whole of a swapoff.
+    pub(crate) swapoff: Mutex<()>,
 }
 
 /// Wakes the reclaimer.
@@ -115,6 +126,12 @@ impl RegionMemory {
         matches!(self.mm.table.load(page).state(), PteState::Swapped(_))
     }
 
+    /// How many pages are swapped out now.
+    pub(crate) fn swapped_pages(&self) -> u64 {
+        let pages = 0..self.mm.table.pages();
+        pages.filter(|&page| self.is_swapped(page)).count() as u64
+    }
+
     pub(crate) fn is_present(&self, page: usize) -> bool {
         self.mm.table.load(page).state() == PteState::Present
     }
@@ -135,6 +152,16 @@ impl Shared {
         self.regions.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The region that `address` is in.
+    pub(crate) fn region_at(&self, address: usize) -> Option<Arc<RegionMemory>> {
+        let regions = self.regions();
+        let region = regions.iter().find(|region| {
+            let space = &region.mm.space;
+            address.wrapping_sub(space.base()) < space.len()
+        });
+        region.map(Arc::clone)
+    }
+
     fn resolve(
         &self,
         region: &RegionMemory,
@@ -147,8 +174,10 @@ impl Shared {
         // The first time somebody else is at work on the page there may be something better to do than
         // to wait for him.
         let mut wait = false;
+        let swapped = region.is_swapped(page);
         loop {
-            let max_pages = self.window(mm);
+            // Who waits for somebody else's page must not take a window out of the limit meanwhile.
+            let max_pages = if wait { 1 } else { self.window(mm) };
             stalled_ns += self.charge(max_pages as u64);
             let fault = self.swap.fault(
                 mm,
@@ -162,16 +191,22 @@ impl Shared {
             let mapped = fault.unwrap_or(0);
             self.budget.uncharge((max_pages - mapped) as u64);
             match fault {
-                Ok(0) if mm.table.load(page).state() != PteState::Present => {
+                // Also where neighbours were mapped and the page was not: whoever waits for it is not woken yet.
+                Ok(_) if mm.table.load(page).state() != PteState::Present => {
+                    // A walk that has caught up with its helpers: it goes on ahead of them.
+                    region.stream.note(page / CHUNK_PAGES);
                     wait = wait || !region.read_ahead();
                     waits += 1;
                 }
                 Ok(mapped) => {
-                    if mapped >= CHUNK_PAGES / 2 && region.stream.note(page / CHUNK_PAGES) {
-                        self.read_ahead.call(region.number);
+                    let ns = now_ns() - start;
+                    self.counters.fault(mapped, waits, ns, stalled_ns);
+                    if swapped && mapped >= CHUNK_PAGES / 2 {
+                        let slow = (ns - stalled_ns) / mapped as u64 > HELP_WORTH_NS;
+                        if region.stream.note(page / CHUNK_PAGES) && slow {
+                            self.help_wanted.post(region.number);
+                        }
                     }
-                    self.counters
-                        .fault(mapped, waits, now_ns() - start, stalled_ns);
                     return Ok(if mapped == 0 {
                         Resolved::ByOthers
                     } else {
@@ -180,8 +215,9 @@ impl Shared {
                 }
                 Err(FaultError::NoFrames) => {
                     waits += 1;
-                    self.swap.frames().wait_for_block();
+                    self.swap.frames().wait_for_scratch();
                 }
+                Err(FaultError::Space(SpaceError::Again)) => std::thread::yield_now(),
                 Err(FaultError::Space(SpaceError::NoMemory)) if no_memory < NO_MEMORY_TRIES => {
                     no_memory += 1;
                     self.reclaim_step();
@@ -237,14 +273,18 @@ impl Shared {
     }
 
     /// Bytes in use beside resident pages.
-    fn other_bytes(&self) -> u64 {
+    pub(crate) fn other_bytes(&self) -> u64 {
         let devices: u64 = self
             .swap
             .areas()
             .map(|area| area.device().memory_bytes() + area.metadata_bytes())
             .sum();
-        let frames = self.swap.frames();
-        devices + frames.staged_bytes() + frames.fixed_bytes() + self.budget.table_bytes()
+        devices + self.swap.frames().staged_bytes() + self.fixed_bytes()
+    }
+
+    /// Bytes that are in use whatever is swapped out.
+    pub(crate) fn fixed_bytes(&self) -> u64 {
+        self.swap.frames().fixed_bytes() + self.budget.table_bytes()
     }
 
     /// Bytes in use, all told: what the limit is compared with.
@@ -265,8 +305,8 @@ impl Shared {
             stats.stored_bytes += usage.stored_bytes;
             stats.store_memory_bytes += usage.memory_bytes;
         }
-        stats.overhead_bytes =
-            self.other_bytes() - stats.store_memory_bytes.min(self.other_bytes());
+        // Other threads work on: the store may have shrunk or grown since it was asked.
+        stats.overhead_bytes = self.other_bytes().saturating_sub(stats.store_memory_bytes);
         self.counters.fill(&mut stats);
         stats
     }

@@ -24,6 +24,8 @@ pub(crate) struct RealSpace {
     mapping: Mapping,
     uffd: Arc<Uffd>,
     frames: Arc<FramePool>,
+    /// Pages that could not be brought in are marked (thread mode).
+    marks: bool,
 }
 
 impl RealSpace {
@@ -42,6 +44,8 @@ impl RealSpace {
         })?;
         Ok(Self {
             mapping,
+            // In SIGBUS mode the access itself fails: nothing needs a mark.
+            marks: !uffd.enabled().sigbus(),
             uffd,
             frames,
         })
@@ -97,16 +101,43 @@ fn run(count: usize, mut step: impl FnMut(usize, usize) -> Progress) -> Result<(
 fn space_error((done, errno): (usize, Errno)) -> (usize, SpaceError) {
     let error = match errno {
         Errno::NOMEM => SpaceError::NoMemory,
+        Errno::AGAIN => SpaceError::Again,
         errno => SpaceError::Refused(errno.raw_os_error()),
     };
     (done, error)
 }
 
 impl RealSpace {
+    /// Fills `count` missing pages from `page` by `step`, whose chunk is locked.
+    fn fill(
+        &self,
+        page: usize,
+        count: usize,
+        mut step: impl FnMut(usize, usize) -> Progress,
+    ) -> Result<(), (usize, SpaceError)> {
+        let (mut start, mut unmarked) = (0, None);
+        loop {
+            let filled = run(count - start, |done, rest| step(start + done, rest));
+            let Err((done, errno)) = filled else {
+                return Ok(());
+            };
+            start += done;
+            // A page that is missing by its word and there by the system's has a mark of ours: an access
+            // failed, and nobody has asked again since.
+            if errno != Errno::EXIST || !self.marks || unmarked == Some(start) {
+                return Err(space_error((start, errno)));
+            }
+            self.forget_poison(page + start);
+            unmarked = Some(start);
+        }
+    }
+
     fn copy(&self, page: usize, source: usize, count: usize) -> Result<(), (usize, SpaceError)> {
-        run(count, |done, rest| {
+        self.fill(page, count, |done, rest| {
             // SAFETY: the pages are missing and their chunk is locked, so these bytes are what the
-            // protocol says they hold; the source is a frame of ours, or zeros, that nobody writes.
+            // protocol says they hold. The source is a frame that nobody writes, zeros, or a present page
+            // whose chunk is locked: that one its program may be writing, which tears nothing that the
+            // program does not tear itself.
             unsafe {
                 self.uffd.copy(
                     self.address(page + done),
@@ -115,7 +146,6 @@ impl RealSpace {
                 )
             }
         })
-        .map_err(space_error)
     }
 }
 
@@ -168,7 +198,16 @@ impl AddressSpace for RealSpace {
         if done > 0 {
             self.frames.moved_out(frame, done);
         }
-        moved.map_err(space_error)
+        if moved.is_ok() {
+            return Ok(());
+        }
+        // What cannot be moved (the system is using the frame) can still be copied.
+        let rest = self.frames.address(Frame {
+            index: frame.index + done,
+            ..frame
+        });
+        self.copy(page + done, rest, count - done)
+            .map_err(|(more, error)| (done + more, error))
     }
 
     fn map_copy(&self, page: usize, frame: Frame) -> Result<(), SpaceError> {
@@ -187,19 +226,16 @@ impl AddressSpace for RealSpace {
             // Pages of their own at once: a shared zero page would fault again on the write.
             return self.copy(page, self.frames.zeros(), count);
         }
-        run(count, |done, rest| {
+        self.fill(page, count, |done, rest| {
             // SAFETY: the pages are missing, their chunk is locked, and zeros are what they hold.
             unsafe {
                 self.uffd
                     .zeropage(self.address(page + done), rest * PAGE_SIZE)
             }
         })
-        .map_err(space_error)
     }
 
-    fn discard(&self, page: usize, count: usize) {
-        let discarded = self.mapping.discard(page_range(page, count));
-        // madvise refuses only ranges outside a mapping, and locked ones.
-        debug_assert!(discarded.is_ok(), "{discarded:?}");
+    fn discard(&self, page: usize, count: usize) -> bool {
+        self.mapping.discard(page_range(page, count)).is_ok()
     }
 }

@@ -42,6 +42,13 @@ impl Row {
         let what = format!("{}, {} threads", self.name.short(), self.threads);
         stayed(&what, self.stayed_pages, self.pages)
     }
+
+    /// Whether the threads met at the pages: at least half of those that could meet a fault under way did. A busy
+    /// machine pulls them apart, and then whoever comes later finds the page in memory.
+    fn met(&self) -> bool {
+        let alone = 1.0 / self.threads as f64;
+        self.figures.faulted_share >= alone + (1.0 - alone) / 2.0
+    }
 }
 
 /// The medians, and how many times slower the kernel is than `direct`.
@@ -183,7 +190,7 @@ fn compare(medians: &[Row], threads: usize) -> Option<KernelOverDirect> {
     let here = || {
         medians
             .iter()
-            .filter(|row| row.threads == threads && row.stayed().is_none())
+            .filter(|row| row.threads == threads && row.stayed().is_none() && row.met())
     };
     let direct = here().find(|row| row.name.is_way(Way::Direct))?;
     here().find(|row| row.name.is_kernel())?;
@@ -218,16 +225,27 @@ impl std::fmt::Display for Shown<'_> {
             "{size}, threads touching each page together, medians of {}",
             args.common.repeat
         )?;
-        let mut table = Table::new(&[&["way", "threads"][..], &Figures::HEAD[..]].concat());
+        let mut table =
+            Table::new(&[&["way", "threads"][..], &Figures::HEAD[..], &["faulted"]].concat());
         for row in &summary.medians {
             let mut cells = vec![row.name.short(), row.threads.to_string()];
             cells.extend(row.figures.cells());
+            cells.push(format!("{:.0} %", row.figures.faulted_share * 100.0));
             table.row(cells);
         }
         write!(f, "{table}")?;
         for row in &summary.medians {
             if let Some(line) = row.stayed() {
                 write!(f, "\n{line}")?;
+            }
+        }
+        for row in &summary.medians {
+            if !row.met() {
+                let (name, threads) = (row.name.short(), row.threads);
+                write!(
+                    f,
+                    "\n{name}, {threads} threads: they rarely met; not a figure of contention"
+                )?;
             }
         }
         for ratios in &summary.kernel_over_direct {

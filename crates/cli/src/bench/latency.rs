@@ -21,7 +21,13 @@ pub(super) struct Figures {
     pub(super) p90_ns: u64,
     pub(super) p99_ns: u64,
     pub(super) max_ns: u64,
+    /// The share of touches that took longer than any touch of a page in memory: those that faulted. Of threads in
+    /// lockstep it is near 1 where they met, and one in so many where they only followed one another.
+    pub(super) faulted_share: f64,
 }
+
+/// A touch that takes longer than this has faulted.
+const FAULTED_NS: u64 = 1_000;
 
 /// Longest latency that is told apart.
 const LONGEST_NS: u64 = 60_000_000_000;
@@ -57,7 +63,9 @@ impl Latencies {
     }
 
     pub(super) fn figures(&self) -> Figures {
+        let faulted = self.0.len() - self.0.count_between(0, FAULTED_NS);
         Figures {
+            faulted_share: faulted as f64 / self.0.len().max(1) as f64,
             count: self.0.len(),
             mean_ns: self.0.mean(),
             p50_ns: self.0.value_at_quantile(0.5),
@@ -91,6 +99,7 @@ impl Figures {
             p50_ns: median(|figures| figures.p50_ns as f64) as u64,
             p90_ns: median(|figures| figures.p90_ns as f64) as u64,
             p99_ns: median(|figures| figures.p99_ns as f64) as u64,
+            faulted_share: median(|figures| figures.faulted_share),
             max_ns: repeats
                 .iter()
                 .map(|figures| figures.max_ns)
@@ -116,9 +125,12 @@ mod tests {
             (1000, 500, 900)
         );
         assert_eq!((figures.p99_ns, figures.max_ns), (990, 1000));
+        assert_eq!(figures.faulted_share, 0.0);
+        latencies.record_ns(5_000);
+        assert!((latencies.figures().faulted_share - 1.0 / 1001.0).abs() < 1e-9);
         let mut sum = latencies.clone();
         sum.add(&latencies).expect("the same bounds");
-        assert_eq!(sum.figures().count, 2000);
+        assert_eq!(sum.figures().count, 2002);
     }
 
     #[test]

@@ -235,6 +235,10 @@ fn repeated(value: u64, page: &mut PageBytes) -> Content {
 }
 
 impl Device for Zram {
+    fn compact(&self) {
+        Self::compact(self);
+    }
+
     fn name(&self) -> &str {
         match self.options.codec {
             Codec::Lz4 => "zram",
