@@ -10,7 +10,7 @@ use crate::page_table::CHUNK_PAGES;
 use crate::sync::{AtomicU32, AtomicUsize, Ordering};
 
 /// The window a new address space starts with, in pages.
-const START: u32 = 32;
+const START: u32 = 64;
 
 /// One fault-around in this many has a canary.
 const CANARY_EVERY: u32 = 8;

@@ -65,7 +65,7 @@ pub trait Frames: Sync {
     fn read<R>(&self, frame: Frame, read: impl FnOnce(&PageBytes) -> R) -> R;
 
     /// Lets `fill` write the page in `frame`. The caller took the block for [`Purpose::Read`] and has
-    /// shown the frame to nobody.
+    /// shown the frame to nobody who could use it (in the cache its page is locked).
     fn fill<R>(&self, frame: Frame, fill: impl FnOnce(&mut PageBytes) -> R) -> R;
 }
 

@@ -14,7 +14,7 @@ const BUCKETS: usize = 256;
 
 /// How often a waiter looks before it parks: a single page is often ready within a microsecond or
 /// two, less than parking and being woken costs.
-const SPINS: u32 = 100;
+const SPINS: u32 = 400;
 
 #[derive(Debug, Default)]
 struct Bucket {

@@ -209,7 +209,7 @@ pub(crate) fn share_out(pieces: usize, work: impl Fn() + Sync) {
     std::thread::scope(|scope| {
         for _ in 0..others {
             let helper = std::thread::Builder::new()
-                .name("userswap-out".into())
+                .name("userswap-page".into())
                 .spawn_scoped(scope, || {
                     Blocked::forever();
                     work();

@@ -321,8 +321,9 @@ impl Frames for FramePool {
     }
 
     fn fill<R>(&self, frame: Frame, fill: impl FnOnce(&mut PageBytes) -> R) -> R {
-        // SAFETY: the caller took the block for reading this frame and has shown it to nobody, so the
-        // reference is the only one; `take` made sure that the frame has memory.
+        // SAFETY: the caller took the block for reading this frame and has shown it to nobody who could
+        // use it (in the cache it is locked), so the reference is the only one; `take` made sure that the
+        // frame has memory.
         fill(unsafe { &mut *(self.address(frame) as *mut PageBytes) })
     }
 }

@@ -17,10 +17,13 @@
 //! touched it ([`FaultMode::Inline`]) or in a thread of its own ([`FaultMode::Thread`]). In inline
 //! mode a *system call* on such a page fails instead: [`Region::pin`] what system calls use.
 //!
-//! Modules, bottom-up; each uses only those before it: `spec`, `error`, `stats`, `budget` (what an
-//! engine is made of and counts), `frames`, `space` (memory), `reclaim` and `shared` (what leaves
-//! memory, and the state all parts share), `registry`, `fault` (where faults come in), `engine` and
-//! `region` (what users hold).
+//! A SIGBUS handler that the program installs *before* it builds an engine goes on getting its own
+//! signals. One installed later replaces the engine's and must call the one it found.
+//!
+//! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `stream` (what an engine is made of and
+//! counts), `frames`, `space` (memory), `reclaim`, `crew` and `shared` (what leaves memory, who helps to
+//! bring it back, and the state all parts share), `registry`, `fault` (where faults come in), `engine`
+//! and `region` (what users hold).
 
 mod budget;
 mod crew;

@@ -3,6 +3,7 @@
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::mask;
@@ -246,6 +247,9 @@ impl Region {
     }
 
     /// Whether the page at byte `offset` is in memory now. It may have left when this returns.
+    ///
+    /// # Panics
+    /// If `offset` is outside the region.
     #[must_use]
     pub fn is_resident(&self, offset: usize) -> bool {
         self.memory.is_present(offset / PAGE_SIZE)
@@ -307,10 +311,14 @@ impl Region {
                     shared.wait_for_frames();
                 }
                 Err(StageError::NoFrames) => break,
-                // Slots that are being freed now are used for a moment longer.
-                Err(StageError::AreaFull) if tries < AREA_FULL_TRIES => {
+                // Slots that are being freed now, or taken in vain by others, are used for a moment longer;
+                // where it was full once for good, that is not worth the time.
+                Err(StageError::AreaFull)
+                    if tries < AREA_FULL_TRIES
+                        && !shared.warned_area_full.load(Ordering::Relaxed) =>
+                {
                     tries += 1;
-                    std::thread::yield_now();
+                    std::thread::sleep(Duration::from_micros(100));
                 }
                 Err(StageError::AreaFull) => {
                     if !shared.warned_area_full.swap(true, Ordering::Relaxed) {

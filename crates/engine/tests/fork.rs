@@ -291,7 +291,7 @@ fn child_noise() {
     let Some(engine) = build("child_noise", builder) else {
         return;
     };
-    const MANY: usize = 1024;
+    const MANY: usize = 4096;
     let parent = engine.region(MANY * PAGE).expect("a region");
     let pages = Pages::of(&parent);
     for page in 0..MANY {
