@@ -142,7 +142,7 @@ impl RegionMemory {
 pub(crate) enum Resolved {
     /// This fault mapped the page.
     Mapped,
-    /// Somebody else did.
+    /// Somebody else did, or it has left again: the access shall look.
     ByOthers,
 }
 
@@ -191,8 +191,7 @@ impl Shared {
             let mapped = fault.unwrap_or(0);
             self.budget.uncharge((max_pages - mapped) as u64);
             match fault {
-                // Also where neighbours were mapped and the page was not: whoever waits for it is not woken yet.
-                Ok(_) if mm.table.load(page).state() != PteState::Present => {
+                Ok(0) if mm.table.load(page).state() != PteState::Present => {
                     // A walk that has caught up with its helpers: it goes on ahead of them.
                     region.stream.note(page / CHUNK_PAGES);
                     wait = wait || !region.read_ahead();
@@ -207,7 +206,8 @@ impl Shared {
                             self.help_wanted.post(region.number);
                         }
                     }
-                    return Ok(if mapped == 0 {
+                    // Where neighbours were mapped and the page was not, nobody has woken who waits for it.
+                    return Ok(if mapped == 0 || !region.is_present(page) {
                         Resolved::ByOthers
                     } else {
                         Resolved::Mapped
@@ -259,6 +259,10 @@ impl Shared {
 
     /// Charges `pages`, making room if need be. Returns how long that took, in nanoseconds.
     pub(crate) fn charge(&self, pages: u64) -> u64 {
+        if self.budget.limit().is_none() {
+            self.budget.force(pages);
+            return 0;
+        }
         let others = self.other_bytes();
         if self.budget.charge(pages, others) {
             if self.budget.level(self.used_bytes()) == Level::Tight {

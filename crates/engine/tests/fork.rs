@@ -96,7 +96,7 @@ fn a_copy_is_taken_chunk_by_chunk_while_the_original_is_written() {
             thread::scope(|scope| {
                 let writer = scope.spawn(|| {
                     let mut version = 1;
-                    while !stop.load(Ordering::Relaxed) {
+                    while version < 3 || !stop.load(Ordering::Relaxed) {
                         version += 1;
                         for page in 0..COUNT {
                             // Word by word, so that a copy in between is whole words of one of two versions.
@@ -121,7 +121,7 @@ fn a_copy_is_taken_chunk_by_chunk_while_the_original_is_written() {
                     }
                 }
                 stop.store(true, Ordering::Relaxed);
-                assert!(writer.join().expect("the writer") > 2);
+                writer.join().expect("the writer");
             });
             drop(parent);
             assert_empty(engine);

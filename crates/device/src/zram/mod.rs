@@ -67,6 +67,8 @@ pub struct Zram {
     slots: Slots,
     store: Store,
     contexts: Contexts,
+    /// Bytes the contexts take: asked for once, since asking takes their locks.
+    context_bytes: u64,
     counters: Counters<4>,
     options: ZramOptions,
 }
@@ -86,14 +88,15 @@ impl Zram {
     /// space, or when the codec refuses its parameters (`EINVAL`).
     pub fn new(slots: u64, options: ZramOptions) -> Result<Self, DeviceError> {
         let count = u32::try_from(slots).map_err(|_| refused(Errno::INVAL))?;
-        let device = Self {
+        let contexts = Contexts::new(options.codec, options.lz4_acceleration, options.zstd_level)?;
+        Ok(Self {
             slots: Slots::new(count as usize)?,
             store: Store::new(slots, options.memory_limit)?,
-            contexts: Contexts::new(options.codec, options.lz4_acceleration, options.zstd_level)?,
+            context_bytes: contexts.memory_bytes() as u64,
+            contexts,
             counters: Counters::new()?,
             options,
-        };
-        Ok(device)
+        })
     }
 
     /// Moves compressed pages together and gives the memory gained back to the system. Worth it
@@ -124,6 +127,11 @@ impl Zram {
             self.finish(release);
             true
         });
+    }
+
+    /// Bytes of tables and contexts.
+    fn metadata_bytes(&self) -> u64 {
+        self.slots.resident_bytes() + self.store.metadata_bytes() + self.context_bytes
     }
 
     /// The options it was made with.
@@ -294,9 +302,11 @@ impl Device for Zram {
             raw_pages: self.counters.total(RAW),
             stored_bytes: self.counters.total(STORED_BYTES),
             memory_bytes: self.store.resident_bytes(),
-            metadata_bytes: self.slots.resident_bytes()
-                + self.store.metadata_bytes()
-                + self.contexts.memory_bytes() as u64,
+            metadata_bytes: self.metadata_bytes(),
         }
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.store.resident_bytes() + self.metadata_bytes()
     }
 }
