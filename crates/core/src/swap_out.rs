@@ -268,7 +268,8 @@ impl<F: Frames> Swap<F> {
         let mut pinned = filter(mask, |i| locked.get(i).pins() > 0);
         for (first, count) in runs(mask & !pinned) {
             if !mm.space.discard(locked.page(first), count) {
-                pinned |= run(first, count);
+                // A run can be refused half-way: the words must say which pages stay.
+                pinned |= filter(run(first, count), |i| !mm.space.discard(locked.page(i), 1));
             }
         }
         let present = filter(mask & !pinned, |i| {

@@ -19,8 +19,6 @@ pub(crate) struct Budget {
     limit: u64,
     /// Pages mapped in regions, and pages charged that are about to be.
     resident: AtomicU64,
-    /// Pages that are pinned, each pin counted.
-    pinned: AtomicU64,
     /// Bytes of the regions' page-table words.
     tables: AtomicU64,
     /// Bytes by which the limit is exceeded because it cannot be held.
@@ -44,7 +42,6 @@ impl Budget {
         Self {
             limit: limit.unwrap_or(u64::MAX),
             resident: AtomicU64::new(0),
-            pinned: AtomicU64::new(0),
             tables: AtomicU64::new(0),
             exceeded: AtomicU64::new(0),
             warned: AtomicBool::new(false),
@@ -60,21 +57,6 @@ impl Budget {
     pub(crate) fn resident_pages(&self) -> u64 {
         // Relaxed, here and below: sums that are only compared with a limit.
         self.resident.load(Ordering::Relaxed)
-    }
-
-    /// Counts `pages` as pinned, unless more than half of the limit would be.
-    pub(crate) fn pin(&self, pages: u64) -> bool {
-        let pinned = self.pinned.fetch_add(pages, Ordering::Relaxed) + pages;
-        let fits = pinned.saturating_mul(PAGE_SIZE as u64) <= self.limit / 2;
-        if !fits {
-            self.unpin(pages);
-        }
-        fits
-    }
-
-    /// Pages are pinned no more.
-    pub(crate) fn unpin(&self, pages: u64) {
-        self.pinned.fetch_sub(pages, Ordering::Relaxed);
     }
 
     /// A region with this many bytes of page-table words comes.
@@ -172,15 +154,6 @@ mod tests {
         budget.uncharge(1000);
         budget.made_room(25 * PAGE);
         assert!(!budget.charge(1100, 0));
-    }
-
-    #[test]
-    fn pins_together_take_at_most_half() {
-        let budget = Budget::new(Some(10 * PAGE));
-        assert!(budget.pin(3) && budget.pin(2));
-        assert!(!budget.pin(1));
-        budget.unpin(2);
-        assert!(budget.pin(1));
     }
 
     #[test]

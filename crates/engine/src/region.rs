@@ -152,23 +152,22 @@ impl Region {
     /// can be handed to system calls in every fault mode.
     ///
     /// # Errors
-    /// A range outside the region; more than half of the limit, with what is pinned already; a page that cannot be brought in.
+    /// A range outside the region; more than half of the limit; a page that cannot be brought in.
     pub fn pin(&self, range: Range<usize>) -> Result<Pin<'_>, Error> {
         let pages = self.pages(&range)?;
-        let _blocked = Blocked::new();
-        let budget = &self.shared().budget;
-        let counted = pages.len() as u64;
-        if !budget.pin(counted) {
+        if let Some(limit) = self.shared().budget.limit()
+            && range.len() as u64 > limit / 2
+        {
             return Err(Error::PinLimit {
                 bytes: range.len() as u64,
-                limit: budget.limit().unwrap_or(u64::MAX),
+                limit,
             });
         }
+        let _blocked = Blocked::new();
         // Grows page by page, so that an error half-way drops what is pinned.
         let mut pin = Pin {
             region: self,
             pages: pages.start..pages.start,
-            counted,
         };
         for page in pages {
             loop {
@@ -438,8 +437,6 @@ impl DerefMut for Region {
 pub struct Pin<'a> {
     region: &'a Region,
     pages: Range<usize>,
-    /// Pages counted in the budget: more than are pinned while the pin is being made.
-    counted: u64,
 }
 
 impl Pin<'_> {
@@ -453,7 +450,6 @@ impl Pin<'_> {
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
         let _blocked = Blocked::new();
-        self.region.shared().budget.unpin(self.counted);
         for page in self.pages.clone() {
             self.region
                 .shared()

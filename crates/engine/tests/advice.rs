@@ -127,6 +127,36 @@ fn will_need_counts_pages_and_not_faults() {
 }
 
 #[test]
+fn pages_locked_in_memory_are_kept_and_said() {
+    in_both_modes(
+        "locked",
+        |builder| builder,
+        |engine| {
+            let (region, pages) = written(engine, 16);
+            let locked = region.as_ptr().wrapping_add(8 * PAGE).cast();
+            // SAFETY: pages of the region, all present; locking changes no byte.
+            assert_eq!(unsafe { libc::mlock(locked, 8 * PAGE) }, 0, "mlock");
+            // One run over both halves: the system drops the first and refuses the second.
+            // SAFETY: the tests touch regions through raw pointers only.
+            let refused = unsafe { region.discard_shared(0..16 * PAGE) };
+            assert!(
+                matches!(refused, Err(userswap::Error::Pinned { pages: 8 })),
+                "{refused:?}"
+            );
+            for page in 0..8 {
+                assert_eq!((pages.peek(page, 0), pages.peek(page, 4095)), (0, 0));
+            }
+            for page in 8..16 {
+                pages.verify(page, 1, Content::Text);
+            }
+            // SAFETY: the pages locked above.
+            assert_eq!(unsafe { libc::munlock(locked, 8 * PAGE) }, 0, "munlock");
+            assert_eq!(engine.stats().bugs, 0);
+        },
+    );
+}
+
+#[test]
 fn dont_need_drops_pages_in_memory_and_in_the_store() {
     in_both_modes(
         "dont_need",
