@@ -4,7 +4,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`entry`], [`device`], [`space`] | the swap entry; what is needed of a device and of memory |
+//! | [`entry`], [`rule`], [`device`], [`space`] | the swap entry; the protocol's rules; what is needed of a device and of memory |
 //! | `sync`, `gate`, `mask`, `bug` | primitives: locks, device references, page sets, broken invariants |
 //! | `slot_map`, `cluster` | the state of every slot, and where free ones are found |
 //! | `cache`, `waiters`, `page_table`, `around` | cached pages, parking, PTE words, fault-around |
@@ -26,6 +26,7 @@ pub mod mask;
 mod missing;
 pub mod page_table;
 mod pin;
+pub mod rule;
 pub mod script;
 mod slot_map;
 pub mod soft;
