@@ -9,6 +9,7 @@ use crate::cluster::Clusters;
 use crate::device::{Device, Properties};
 use crate::entry::{MAX_SLOTS, SwapEntry};
 use crate::gate::{Gate, Pass};
+use crate::rule::{Kept, Rule};
 use crate::slot_map::{Dropped, SlotError, SlotMap, SlotState};
 
 /// The word of the slot map and that of the cache index.
@@ -24,20 +25,26 @@ pub struct SwapArea {
     pub(crate) cache: CacheIndex,
     /// Held off while somebody uses the device; closed by swapoff.
     gate: Gate,
+    kept: Kept,
 }
 
 impl SwapArea {
     /// An area on `device`, with number `number` in its entries.
     #[must_use]
     pub fn new(number: usize, device: Box<dyn Device>) -> Self {
+        Self::keeping(number, device, Kept::default())
+    }
+
+    pub(crate) fn keeping(number: usize, device: Box<dyn Device>, kept: Kept) -> Self {
         let slots = device.slots().min(MAX_SLOTS);
         Self {
             number,
             properties: device.properties(),
             map: SlotMap::new(slots as usize),
-            clusters: Clusters::new(slots),
+            clusters: Clusters::new(slots, kept),
             cache: CacheIndex::new(slots as usize),
-            gate: Gate::default(),
+            gate: Gate::keeping(kept),
+            kept,
             device,
         }
     }
@@ -112,7 +119,10 @@ impl SwapArea {
 
     /// `swapcache_prepare`: takes the cache flag.
     pub(crate) fn prepare(&self, entry: SwapEntry) -> Result<(), SlotError> {
-        self.map.prepare(entry.offset())
+        match self.map.prepare(entry.offset()) {
+            Err(SlotError::Busy) if !self.kept.keeps(Rule::OneOwner) => Ok(()),
+            result => result,
+        }
     }
 
     /// `swap_free` by somebody who does not own the cache flag.
@@ -151,10 +161,14 @@ impl SwapArea {
         // Neighbours are often freed together: tell their cluster once.
         let mut batch: Option<(u64, u32)> = None;
         for slot in slots {
-            if self.properties.discards {
+            let first = self.kept.keeps(Rule::DiscardBeforeReuse);
+            if self.properties.discards && first {
                 self.device.discard(slot);
             }
             self.map.finish_free(slot);
+            if self.properties.discards && !first {
+                self.device.discard(slot);
+            }
             batch = match batch {
                 Some((first, count)) if same_cluster(first, slot) => Some((first, count + 1)),
                 full => {

@@ -18,6 +18,7 @@
 
 use crate::entry::SwapEntry;
 use crate::page_table::CHUNK_PAGES;
+use crate::rule::{Kept, Rule};
 use crate::space::Frame;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroed_u32, zeroed_u64};
 
@@ -58,6 +59,7 @@ pub(crate) struct SwapCache {
     states: Box<[AtomicU32]>,
     /// The entry + 1 whose page the frame holds; changed under the page lock.
     owners: Box<[AtomicU64]>,
+    kept: Kept,
 }
 
 fn number_of(frame: Frame) -> usize {
@@ -72,11 +74,12 @@ fn frame_at(number: usize) -> Frame {
 }
 
 impl SwapCache {
-    pub(crate) fn new(blocks: usize) -> Self {
+    pub(crate) fn new(blocks: usize, kept: Kept) -> Self {
         let frames = blocks * CHUNK_PAGES;
         Self {
             states: zeroed_u32(frames),
             owners: zeroed_u64(frames),
+            kept,
         }
     }
 
@@ -122,6 +125,9 @@ impl SwapCache {
     pub(crate) fn lock(&self, index: &CacheIndex, entry: SwapEntry, frame: Frame) -> Lock {
         if !self.try_lock(frame) {
             return Lock::Busy;
+        }
+        if !self.kept.keeps(Rule::RecheckCachedPage) {
+            return Lock::Locked;
         }
         let owner = self.owners[number_of(frame)].load(Ordering::Relaxed);
         if owner == entry.raw() + 1 && index.lookup(entry.offset()) == Some(frame) {
@@ -193,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_page_is_found_only_under_its_own_entry() {
-        let (cache, index) = (SwapCache::new(2), CacheIndex::new(8));
+        let (cache, index) = (SwapCache::new(2, Kept::default()), CacheIndex::new(8));
         let (entry, other) = (SwapEntry::new(0, 3), SwapEntry::new(0, 4));
         assert_eq!(index.lookup(3), None);
         cache.insert_locked(&index, entry, FRAME, true);
@@ -213,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_frame_reused_for_another_entry_is_not_mistaken() {
-        let (cache, index) = (SwapCache::new(2), CacheIndex::new(8));
+        let (cache, index) = (SwapCache::new(2, Kept::default()), CacheIndex::new(8));
         let (first, second) = (SwapEntry::new(0, 3), SwapEntry::new(0, 4));
         cache.insert_locked(&index, first, FRAME, true);
         let stale = index.lookup(3).expect("cached");
@@ -225,7 +231,7 @@ mod tests {
 
     #[test]
     fn writeback_ends_clean_only_when_written() {
-        let (cache, index) = (SwapCache::new(1), CacheIndex::new(1));
+        let (cache, index) = (SwapCache::new(1, Kept::default()), CacheIndex::new(1));
         let frame = Frame { block: 0, index: 0 };
         cache.insert_locked(&index, SwapEntry::new(0, 0), frame, true);
         cache.start_writeback(frame);

@@ -14,6 +14,7 @@
 //! | held | some shard's current cluster |
 //! | full | on no list; the free that takes it below its size lists it |
 
+use crate::rule::{Kept, Rule};
 use crate::slot_map::SlotMap;
 use crate::sync::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, CachePadded, Mutex, Ordering, thread_hint,
@@ -59,10 +60,11 @@ pub(crate) struct Clusters {
     used: AtomicU64,
     touched: AtomicU64,
     stopped: AtomicBool,
+    kept: Kept,
 }
 
 impl Clusters {
-    pub(crate) fn new(slots: u64) -> Self {
+    pub(crate) fn new(slots: u64, kept: Kept) -> Self {
         let count = slots.div_ceil(CLUSTER_SLOTS) as usize;
         Self {
             slots,
@@ -75,6 +77,7 @@ impl Clusters {
             used: AtomicU64::new(0),
             touched: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            kept,
         }
     }
 
@@ -106,6 +109,9 @@ impl Clusters {
     /// No slot is handed out after this returns, until [`Clusters::resume`].
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        if !self.kept.keeps(Rule::SwapoffWaitsForAllocators) {
+            return;
+        }
         for shard in &self.shards {
             // Whoever was allocating has left; whoever comes next sees the flag.
             drop(shard.0.lock());
@@ -142,7 +148,7 @@ impl Clusters {
 
     fn allocate_in_shard(&self, shard: usize, map: &SlotMap, out: &mut [u64]) -> usize {
         let mut held = self.shards[shard].0.lock();
-        if self.is_stopped() {
+        if self.is_stopped() && self.kept.keeps(Rule::SwapoffStopsAllocation) {
             return 0;
         }
         let mut got = 0;
@@ -221,7 +227,10 @@ mod tests {
     use crate::slot_map::Dropped;
 
     fn area(slots: u64) -> (Clusters, SlotMap) {
-        (Clusters::new(slots), SlotMap::new(slots as usize))
+        (
+            Clusters::new(slots, Kept::default()),
+            SlotMap::new(slots as usize),
+        )
     }
 
     fn free(clusters: &Clusters, map: &SlotMap, slot: u64) {

@@ -3,6 +3,7 @@
 //! Guarantee: once [`Gate::close`] returns, nobody is inside and nobody enters until
 //! [`Gate::reopen`]. Entering costs one locked instruction on a cache line that few threads share.
 
+use crate::rule::{Kept, Rule};
 use crate::sync::{AtomicBool, AtomicU64, CachePadded, Ordering, thread_hint};
 
 const SHARDS: usize = 16;
@@ -12,6 +13,7 @@ const SHARDS: usize = 16;
 pub struct Gate {
     inside: [CachePadded<AtomicU64>; SHARDS],
     closed: AtomicBool,
+    kept: Kept,
 }
 
 /// Being inside a [`Gate`]; leaving is dropping it.
@@ -27,6 +29,13 @@ impl Drop for Pass<'_> {
 }
 
 impl Gate {
+    pub(crate) fn keeping(kept: Kept) -> Self {
+        Self {
+            kept,
+            ..Self::default()
+        }
+    }
+
     /// Enters, unless the gate is closed.
     pub fn enter(&self) -> Option<Pass<'_>> {
         let shard = &self.inside[thread_hint() % SHARDS].0;
@@ -39,6 +48,9 @@ impl Gate {
     /// Refuses new users and waits until those inside have left.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        if !self.kept.keeps(Rule::DeviceReference) {
+            return;
+        }
         for shard in &self.inside {
             // A shard that was zero once after `closed` is only touched by users who leave at once.
             while shard.0.load(Ordering::SeqCst) != 0 {

@@ -8,8 +8,8 @@
 pub enum Rule {
     /// Step 4: a direct swap-in pins the slot before it reads (V1, V2, V3).
     PinBeforeRead,
-    /// Step 4: a slot that several PTEs hold is read through the cache only (V4).
-    DirectOnlyUnshared,
+    /// Step 4: an entry whose cache flag is set is refused (I2): one owner at a time.
+    OneOwner,
     /// Step 4: the frame first, then the pin, so that a failed allocation has no pin to leak.
     AllocateBeforePin,
     /// I6: the pin is released also when the fault gives up: PTE changed, read failed.
@@ -26,8 +26,8 @@ pub enum Rule {
     FailedReadMapsNothing,
     /// Swap-out: the page leaves the address space and the entry enters the PTE as one step.
     UnmapWithPte,
-    /// Swap-out: the page is in the cache before its entry is in the PTE.
-    CacheBeforePte,
+    /// Swap-out: a page that is pinned for system calls stays.
+    PinnedPagesStay,
     /// Swap-out: the page is written before it is deleted from the cache (I3).
     WriteBeforeDelete,
     /// Swap-out: a failed write keeps the page.
@@ -40,23 +40,29 @@ pub enum Rule {
     DiscardBeforeReuse,
     /// Step 2: whoever uses a device holds a reference, so that swapoff waits.
     DeviceReference,
-    /// swapoff ends allocation first, and waits for allocators that are at it.
+    /// swapoff: an allocator looks, under its lock, whether the area still hands out slots.
     SwapoffStopsAllocation,
+    /// swapoff waits for the allocators that looked before.
+    SwapoffWaitsForAllocators,
     /// Batches: each slot's own content decides whether it is read as zeros, not the first one's.
     EachSlotTested,
     /// Step 4: whoever meets a busy entry waits for it, and does not just try again.
     WaitForRelease,
     /// Step 10: releasing an entry wakes who waits for it.
     WakeOnRelease,
+    /// Step 6: a page lock taken in vain wakes who met it.
+    WakeAfterVainLock,
     /// Waiters announce themselves, then look once more, then park.
     AnnounceThenLook,
+    /// Devices: a slot's old data are freed and the new ones set in one critical section.
+    ReplaceInOneStep,
 }
 
 impl Rule {
     /// Every rule, in the protocol's order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::PinBeforeRead,
-        Self::DirectOnlyUnshared,
+        Self::OneOwner,
         Self::AllocateBeforePin,
         Self::ReleaseWhenGivingUp,
         Self::ReleaseOnce,
@@ -65,7 +71,7 @@ impl Rule {
         Self::RecheckCachedPage,
         Self::FailedReadMapsNothing,
         Self::UnmapWithPte,
-        Self::CacheBeforePte,
+        Self::PinnedPagesStay,
         Self::WriteBeforeDelete,
         Self::FailedWriteKeepsPage,
         Self::StableWhileWritten,
@@ -73,10 +79,13 @@ impl Rule {
         Self::DiscardBeforeReuse,
         Self::DeviceReference,
         Self::SwapoffStopsAllocation,
+        Self::SwapoffWaitsForAllocators,
         Self::EachSlotTested,
         Self::WaitForRelease,
         Self::WakeOnRelease,
+        Self::WakeAfterVainLock,
         Self::AnnounceThenLook,
+        Self::ReplaceInOneStep,
     ];
 }
 
@@ -102,6 +111,36 @@ impl Rules {
     #[must_use]
     pub const fn keep(self, rule: Rule) -> bool {
         self.broken & (1 << rule as u32) == 0
+    }
+}
+
+/// The rules that a part of the engine keeps. Without the feature `break-rules` it takes no room, and
+/// every question has the same answer at compile time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Kept {
+    #[cfg(feature = "break-rules")]
+    rules: Rules,
+}
+
+#[cfg(not(feature = "break-rules"))]
+const _: () = assert!(size_of::<Kept>() == 0);
+
+impl Kept {
+    #[cfg(feature = "break-rules")]
+    pub(crate) const fn by(rules: Rules) -> Self {
+        Self { rules }
+    }
+
+    #[cfg(feature = "break-rules")]
+    #[inline]
+    pub(crate) const fn keeps(self, rule: Rule) -> bool {
+        self.rules.keep(rule)
+    }
+
+    #[cfg(not(feature = "break-rules"))]
+    #[inline(always)]
+    pub(crate) const fn keeps(self, _rule: Rule) -> bool {
+        true
     }
 }
 

@@ -231,6 +231,13 @@ pub fn swap(blocks: usize, way: Way) -> SoftSwap {
     Swap::new(Arc::new(SoftFrames::new(blocks)), way)
 }
 
+/// The same, breaking the protocol where `rules` says so.
+#[cfg(feature = "break-rules")]
+#[must_use]
+pub fn swap_with_rules(blocks: usize, way: Way, rules: crate::rule::Rules) -> SoftSwap {
+    Swap::with_rules(Arc::new(SoftFrames::new(blocks)), way, rules)
+}
+
 /// An address space of `pages` pages for `swap`.
 #[must_use]
 pub fn mm(swap: &SoftSwap, pages: usize, fault_around: Option<usize>) -> SoftMm {

@@ -19,6 +19,7 @@ use crate::cache::SwapCache;
 use crate::device::{Device, DeviceError};
 use crate::entry::{MAX_AREAS, SwapEntry};
 use crate::page_table::PageTable;
+use crate::rule::Kept;
 use crate::space::{AddressSpace, Frames, SpaceError};
 use crate::waiters::Waiters;
 
@@ -98,18 +99,30 @@ pub struct Swap<F> {
     pub(crate) cache: SwapCache,
     pub(crate) waiters: Waiters,
     way: Way,
+    pub(crate) kept: Kept,
 }
 
 impl<F: Frames> Swap<F> {
     /// A subsystem without areas.
     pub fn new(frames: F, way: Way) -> Self {
-        let cache = SwapCache::new(frames.blocks());
+        Self::keeping(frames, way, Kept::default())
+    }
+
+    /// A subsystem without areas that breaks the protocol where `rules` says so. **Loses data.**
+    #[cfg(feature = "break-rules")]
+    pub fn with_rules(frames: F, way: Way, rules: crate::rule::Rules) -> Self {
+        Self::keeping(frames, way, Kept::by(rules))
+    }
+
+    fn keeping(frames: F, way: Way, kept: Kept) -> Self {
+        let cache = SwapCache::new(frames.blocks(), kept);
         Self {
             areas: [const { OnceLock::new() }; MAX_AREAS],
             frames,
             cache,
-            waiters: Waiters::new(),
+            waiters: Waiters::new(kept),
             way,
+            kept,
         }
     }
 
@@ -120,8 +133,9 @@ impl<F: Frames> Swap<F> {
             if area.get().is_some() {
                 return None;
             }
-            let area =
-                area.get_or_init(|| SwapArea::new(number, device.take().expect("used once")));
+            let area = area.get_or_init(|| {
+                SwapArea::keeping(number, device.take().expect("used once"), self.kept)
+            });
             // Somebody else's swapon may have come first.
             device.is_none().then_some(area)
         })

@@ -6,6 +6,7 @@ use crate::device::{Content, DeviceError};
 use crate::entry::SwapEntry;
 use crate::mask::{bit, filter, indices, run, runs};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState, split};
+use crate::rule::Rule;
 use crate::slot_map::SlotError;
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
 use crate::swap::{FaultError, Mm, Swap, Way};
@@ -131,6 +132,10 @@ impl<F: Frames> Swap<F> {
         } else {
             Way::Cached
         };
+        let way = match way {
+            Way::Direct if !self.kept.keeps(Rule::PinBeforeRead) => Way::Unpinned,
+            way => way,
+        };
         // Whoever only waits takes no frames.
         if way != Way::Unpinned && is_pinned(area, entry) {
             if access.wait {
@@ -141,10 +146,13 @@ impl<F: Frames> Swap<F> {
         let (chunk, index) = split(access.page);
         let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
         // Step 4: allocate first, so that a failure has no pin to leak.
-        let block = self
-            .frames()
-            .take(Purpose::Read(window))
-            .ok_or(FaultError::NoFrames)?;
+        let Some(block) = self.frames().take(Purpose::Read(window)) else {
+            if !self.kept.keeps(Rule::AllocateBeforePin) {
+                // As if the pin had come first.
+                let _ = area.prepare(entry);
+            }
+            return Err(FaultError::NoFrames);
+        };
         let attempt = self.read_and_map(mm, access, pte, area, way, window, block);
         self.frames().release(block, 1);
         match attempt? {
@@ -200,17 +208,26 @@ impl<F: Frames> Swap<F> {
         if let Err(error) = read {
             // Step 7: nobody needs a page that was discarded meanwhile.
             let wanted = mm.table.lock(chunk).get(index) == pte;
-            self.give_up(area, way, block, &batch, batch.mask);
+            if self.kept.keeps(Rule::ReleaseWhenGivingUp) {
+                self.give_up(area, way, block, &batch, batch.mask);
+            }
             return if wanted {
                 Err(FaultError::Read { entry, error })
             } else {
                 Ok(Attempt::Mapped(0))
             };
         }
+        let way = if self.kept.keeps(Rule::ReleaseAfterPte) {
+            way
+        } else {
+            // Nothing is pinned any more when the PTE is looked at.
+            self.give_up(area, way, block, &batch, batch.mask);
+            Way::Unpinned
+        };
         // Step 7.
         let mut locked = mm.table.lock(chunk);
         let same = filter(batch.mask, |i| {
-            locked.get(i).entry() == Some(batch.entries[i])
+            locked.get(i).entry() == Some(batch.entries[i]) || !self.kept.keeps(Rule::RecheckPte)
         });
         let (mapped, failed) =
             self.map_batch(mm, &locked, block, same, batch.zeros, index, access.write);
@@ -224,7 +241,12 @@ impl<F: Frames> Swap<F> {
         }
         // Step 9, then step 10, in this order: with (0,1) the slot is not reused before the PTE is done.
         drop(locked);
-        self.give_up(area, way, block, &batch, batch.mask);
+        let release = if self.kept.keeps(Rule::ReleaseWhenGivingUp) {
+            batch.mask
+        } else {
+            mapped
+        };
+        self.give_up(area, way, block, &batch, release);
         result(mapped, failed).map(Attempt::Mapped)
     }
 
@@ -315,6 +337,7 @@ impl<F: Frames> Swap<F> {
             match content {
                 Ok(Content::Bytes) => {}
                 Ok(Content::Zeros) => batch.zeros |= bit(i),
+                Err(_) if !self.kept.keeps(Rule::FailedReadMapsNothing) => {}
                 Err(error) if i == index => return Err(error),
                 Err(_) => failed |= bit(i),
             }
@@ -322,6 +345,14 @@ impl<F: Frames> Swap<F> {
         if failed != 0 {
             self.give_up(area, way, block, batch, failed);
             batch.mask &= !failed;
+        }
+        if !self.kept.keeps(Rule::EachSlotTested) {
+            let first = batch.mask & batch.mask.wrapping_neg();
+            batch.zeros = if batch.zeros & first == 0 {
+                0
+            } else {
+                batch.mask
+            };
         }
         Ok(())
     }
@@ -341,6 +372,9 @@ impl<F: Frames> Swap<F> {
             }
         }
         area.release(batch.entries(mask));
+        if !self.kept.keeps(Rule::ReleaseOnce) {
+            area.release(batch.entries(mask));
+        }
         self.waiters.wake(batch.entries(mask));
     }
 

@@ -10,6 +10,7 @@ use crate::device::DeviceError;
 use crate::entry::SwapEntry;
 use crate::mask::{bit, filter, indices, run, runs};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState};
+use crate::rule::Rule;
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose};
 use crate::swap::{Mm, Swap};
 
@@ -86,7 +87,7 @@ impl<F: Frames> Swap<F> {
         let likely = {
             let locked = mm.table.lock(chunk);
             filter(wanted & mm.table.chunk_mask(chunk), |i| {
-                can_leave(locked.get(i))
+                self.can_leave(locked.get(i))
             })
         };
         if likely == 0 {
@@ -102,14 +103,19 @@ impl<F: Frames> Swap<F> {
             return Err(StageError::NoFrames);
         };
         let mut locked = mm.table.lock(chunk);
-        let leaving = filter(likely, |i| can_leave(locked.get(i)));
+        let leaving = filter(likely, |i| self.can_leave(locked.get(i)));
         let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
         let mut used = 0;
         for (i, &slot) in indices(leaving).zip(&slots[..got]) {
             entries[i] = area.entry(slot);
             used |= bit(i);
         }
-        let staged = self.unmap(mm, &mut locked, area, block, used, &entries);
+        let staged = self.unmap(mm, &locked, block, used);
+        if !self.kept.keeps(Rule::UnmapWithPte) {
+            drop(locked);
+            locked = mm.table.lock(chunk);
+        }
+        self.put_entries(&mut locked, area, block, staged, &entries);
         if staged != 0 && locked.state.canary != 0 {
             let canary = usize::from(locked.state.canary) - 1;
             locked.state.canary = 0;
@@ -132,16 +138,14 @@ impl<F: Frames> Swap<F> {
         })
     }
 
-    /// Takes the pages in `mask` out and puts their entries in the PTEs: one step for everybody else,
-    /// since the chunk is locked. Returns the pages that left.
+    /// Takes the pages in `mask` out; returns those that left. With [`Swap::put_entries`] it is one step
+    /// for everybody else, since the chunk is locked.
     fn unmap<S: AddressSpace<Frames = F>>(
         &self,
         mm: &Mm<S>,
-        locked: &mut LockedChunk<'_>,
-        area: &SwapArea,
+        locked: &LockedChunk<'_>,
         block: Block,
         mask: u64,
-        entries: &[SwapEntry; CHUNK_PAGES],
     ) -> u64 {
         let mut left = 0;
         for (first, count) in runs(mask) {
@@ -156,6 +160,18 @@ impl<F: Frames> Swap<F> {
                 next += done + 1;
             }
         }
+        left
+    }
+
+    /// Puts the entries of the pages in `left`, which were unmapped, in their PTEs.
+    fn put_entries(
+        &self,
+        locked: &mut LockedChunk<'_>,
+        area: &SwapArea,
+        block: Block,
+        left: u64,
+        entries: &[SwapEntry; CHUNK_PAGES],
+    ) {
         for i in indices(left) {
             let frame = Frame { block, index: i };
             // The cache first: whoever sees the entry in the PTE must find the page.
@@ -169,7 +185,6 @@ impl<F: Frames> Swap<F> {
         self.frames().hold(block, left.count_ones());
         // A fault may have met one of the locks and parked.
         self.waiters.wake(indices(left).map(|i| entries[i]));
-        left
     }
 
     /// Slots from the first area that has any.
@@ -213,8 +228,18 @@ impl<F: Frames> Swap<F> {
                 result.dropped |= bit(index);
                 continue;
             }
-            if self.cache.is_dirty(frame)
+            let dirty = self.cache.is_dirty(frame);
+            if dirty && !self.kept.keeps(Rule::WriteBeforeDelete) {
+                self.uncache(area, entry, frame);
+                let _ = self
+                    .frames()
+                    .read(frame, |page| area.device().write(entry.offset(), page));
+                result.written |= bit(index);
+                continue;
+            }
+            if dirty
                 && let Err(error) = self.write(area, entry, frame)
+                && self.kept.keeps(Rule::FailedWriteKeepsPage)
             {
                 self.unlock_pages(block, bit(index), [entry]);
                 result.failed |= bit(index);
@@ -294,9 +319,10 @@ impl<F: Frames> Swap<F> {
         }
         Discarded { present, pinned }
     }
-}
 
-/// Whether a page with this word may be staged.
-fn can_leave(pte: Pte) -> bool {
-    pte.state() == PteState::Present && pte.pins() == 0
+    /// Whether a page with this word may be staged.
+    fn can_leave(&self, pte: Pte) -> bool {
+        pte.state() == PteState::Present
+            && (pte.pins() == 0 || !self.kept.keeps(Rule::PinnedPagesStay))
+    }
 }

@@ -5,6 +5,7 @@ use crate::cache::Lock;
 use crate::entry::SwapEntry;
 use crate::mask::{bit, filter, indices};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, split};
+use crate::rule::Rule;
 use crate::space::{AddressSpace, Block, Frame, Frames};
 use crate::swap::{FaultError, Mm, Swap};
 use crate::swap_in::{Access, Mapped, result};
@@ -31,7 +32,7 @@ impl<F: Frames> Swap<F> {
                 return Ok(0);
             }
         }
-        let writeback = self.cache.is_writeback(frame);
+        let writeback = self.cache.is_writeback(frame) && self.kept.keeps(Rule::StableWhileWritten);
         if writeback && area.properties().stable_pages {
             self.unlock_pages(frame.block, bit(frame.index), [entry]);
             if access.wait {
@@ -50,7 +51,8 @@ impl<F: Frames> Swap<F> {
             self.unlock_pages(frame.block, bit(frame.index), [entry]);
             return Ok(0);
         }
-        if writeback || area.slot(entry).count > 1 || frame.index != index {
+        let shared = area.slot(entry).count > 1 && self.kept.keeps(Rule::CopyWhatOthersHold);
+        if writeback || shared || frame.index != index {
             // The frame is still needed: by the device, or by the entry's other holders.
             let copied = mm.space.map_copy(access.page, frame);
             if copied.is_ok() {
@@ -188,7 +190,7 @@ impl<F: Frames> Swap<F> {
     /// Locks a cached page, if nobody has it and it is still the entry's.
     pub(crate) fn lock_page(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) -> Lock {
         let found = self.cache.lock(&area.cache, entry, frame);
-        if found == Lock::Gone {
+        if found == Lock::Gone && self.kept.keeps(Rule::WakeAfterVainLock) {
             // The lock was taken for a moment, in vain: whoever met it then may have parked.
             self.waiters.wake(self.cache.owner(frame));
         }

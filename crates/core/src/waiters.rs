@@ -8,6 +8,7 @@
 //! A releaser without waiters pays one fence for a whole batch.
 
 use crate::entry::SwapEntry;
+use crate::rule::{Kept, Rule};
 use crate::sync::{AtomicU32, Condvar, Mutex, Ordering, fence};
 
 const BUCKETS: usize = 256;
@@ -26,19 +27,24 @@ struct Bucket {
 pub(crate) struct Waiters {
     buckets: Box<[Bucket]>,
     waiting: AtomicU32,
+    kept: Kept,
 }
 
 impl Waiters {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(kept: Kept) -> Self {
         Self {
             buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
             waiting: AtomicU32::new(0),
+            kept,
         }
     }
 
     /// Waits until `entry` is released, or until it is not `busy` any more. May return early: the
     /// caller repeats the access in any case.
     pub(crate) fn wait(&self, entry: SwapEntry, busy: impl Fn() -> bool) {
+        if !self.kept.keeps(Rule::WaitForRelease) {
+            return;
+        }
         for _ in 0..SPINS {
             if !busy() {
                 return;
@@ -49,7 +55,7 @@ impl Waiters {
         let guard = bucket.lock.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if busy() {
+        if busy() || !self.kept.keeps(Rule::AnnounceThenLook) {
             drop(bucket.released.wait(guard));
         }
         self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -57,6 +63,9 @@ impl Waiters {
 
     /// Wakes whoever waits on one of `entries`, which the caller has just released.
     pub(crate) fn wake(&self, entries: impl IntoIterator<Item = SwapEntry>) {
+        if !self.kept.keeps(Rule::WakeOnRelease) {
+            return;
+        }
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return;
@@ -82,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_waiter_is_woken_by_the_release() {
-        let (waiters, busy) = (Waiters::new(), AtomicBool::new(true));
+        let (waiters, busy) = (Waiters::new(Kept::default()), AtomicBool::new(true));
         let entry = SwapEntry::new(0, 7);
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| waiters.wait(entry, || busy.load(Ordering::SeqCst)));
@@ -95,7 +104,7 @@ mod tests {
 
     #[test]
     fn no_wakeup_is_lost_in_many_handovers() {
-        let (waiters, turn) = (Waiters::new(), AtomicU64::new(0));
+        let (waiters, turn) = (Waiters::new(Kept::default()), AtomicU64::new(0));
         let entry = SwapEntry::new(0, 1);
         std::thread::scope(|scope| {
             for me in 0..2 {
