@@ -10,7 +10,8 @@ use crate::device::{Device, Properties};
 use crate::entry::{MAX_SLOTS, SwapEntry};
 use crate::gate::{Gate, Pass};
 use crate::rule::{Kept, Rule};
-use crate::slot_map::{Dropped, SlotError, SlotMap, SlotState};
+use crate::slot_map::SlotMap;
+use crate::slot_word::{Dropped, SlotError, SlotState};
 
 /// The word of the slot map and that of the cache index.
 const BYTES_PER_SLOT: u64 = 8;

@@ -1,7 +1,7 @@
 //! Broken invariants: counted, so that tests and statistics can show them.
 
 use crate::entry::SwapEntry;
-use crate::slot_map::SlotError;
+use crate::slot_word::SlotError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static BUGS: AtomicU64 = AtomicU64::new(0);

@@ -224,7 +224,7 @@ impl Clusters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::slot_map::Dropped;
+    use crate::slot_word::Dropped;
 
     fn area(slots: u64) -> (Clusters, SlotMap) {
         (

@@ -4,7 +4,7 @@
 use crate::entry::SwapEntry;
 use crate::mask::{filter, indices};
 use crate::page_table::{LockedChunk, Pte, PteState};
-use crate::slot_map::SlotError;
+use crate::slot_word::SlotError;
 use crate::space::{AddressSpace, Frames, SpaceError};
 use crate::swap::{Mm, Swap};
 use crate::swap_out::Staged;

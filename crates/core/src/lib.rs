@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`entry`], [`rule`], [`device`], [`space`] | the swap entry; the protocol's rules; what is needed of a device and of memory |
 //! | `sync`, `gate`, `mask`, `bug` | primitives: locks, device references, page sets, broken invariants |
-//! | `slot_map`, `cluster` | the state of every slot, and where free ones are found |
+//! | `slot_word`, `slot_map`, `cluster` | the state of every slot, and where free ones are found |
 //! | `cache`, `waiters`, `page_table`, `around` | cached pages, parking, PTE words, fault-around |
 //! | `area`, `swap` | a swap area; the subsystem that ties all together, and its lock order |
 //! | `swap_in`, `take_back`, `swap_out`, `fork`, `pin`, `swapoff` | the operations, step by step |
@@ -29,6 +29,7 @@ mod pin;
 pub mod rule;
 pub mod script;
 mod slot_map;
+mod slot_word;
 pub mod soft;
 pub mod space;
 mod swap;
@@ -43,7 +44,7 @@ pub use area::SwapArea;
 pub use fork::ForkError;
 pub use gate::{Gate, Pass};
 pub use pin::PinResult;
-pub use slot_map::{COUNT_MAX, SlotError, SlotState};
+pub use slot_word::{COUNT_MAX, Dropped, SlotError, SlotState, SlotWord};
 pub use swap::{FaultError, Mm, Swap, Way};
 pub use swap_in::Access;
 pub use swap_out::{Discarded, StageError, Staged, Written};

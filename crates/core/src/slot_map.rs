@@ -1,11 +1,5 @@
-//! The swap map: one word a slot, (c, h) of the protocol's section 2.
-//!
-//! ```text
-//!  31  30  29                                   0
-//! +---+---+--------------------------------------+
-//! | h | 0 |  c: PTEs that hold the entry         |
-//! +---+---+--------------------------------------+
-//! ```
+//! The swap map: one word a slot. What the words can become stands in [`crate::slot_word`]; here is
+//! who may make them so, and how memory is kept in order.
 //!
 //! | word | meaning | who may change it |
 //! |---|---|---|
@@ -21,48 +15,8 @@
 //! Where c = 1 and h is ours and we hold the PTE lock of the one PTE, or where c = 0 and h is ours,
 //! nobody else may change the word: no compare-and-swap is needed there.
 
+use crate::slot_word::{Dropped, SlotError, SlotState, SlotWord};
 use crate::sync::{AtomicU32, Ordering, zeroed_u32};
-
-const H: u32 = 1 << 31;
-
-/// The largest count of PTEs a slot can have.
-pub const COUNT_MAX: u32 = (1 << 30) - 1;
-
-/// Why the map refused a transition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SlotError {
-    /// EEXIST: somebody else owns the cache flag.
-    #[error("the slot is cached, being written or pinned")]
-    Busy,
-    /// ENOENT: the slot is free, or holds nothing that could be read.
-    #[error("the slot is not in use")]
-    Free,
-    /// The count of PTEs is at its limit.
-    #[error("the slot is in as many page-table entries as can be counted")]
-    CountFull,
-    /// The cache flag was released twice.
-    #[error("the slot's cache flag is not set")]
-    NotOwned,
-}
-
-/// A slot's state, read at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotState {
-    /// How many PTEs hold the entry.
-    pub count: u32,
-    /// The cache flag.
-    pub has_cache: bool,
-}
-
-/// What a drop of a reference left behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub(crate) enum Dropped {
-    /// The slot is still in use.
-    InUse,
-    /// Nobody uses the slot; the caller owns h and must discard the data and finish the free.
-    Last,
-}
 
 #[derive(Debug)]
 pub(crate) struct SlotMap {
@@ -78,134 +32,103 @@ impl SlotMap {
 
     pub(crate) fn state(&self, slot: u64) -> SlotState {
         // Acquire: pairs with the release of h, so that the reader sees the data written under it.
-        let word = self.word(slot).load(Ordering::Acquire);
-        SlotState {
-            count: word & COUNT_MAX,
-            has_cache: word & H != 0,
-        }
+        self.load(slot, Ordering::Acquire).state()
     }
 
     pub(crate) fn is_free(&self, slot: u64) -> bool {
         // Acquire: pairs with `finish_free`; the allocator must see the discard as done.
-        self.word(slot).load(Ordering::Acquire) == 0
+        self.load(slot, Ordering::Acquire).is_free()
     }
 
-    /// free -> (0,1). Only the holder of the slot's cluster calls this, on a slot it saw free, so
-    /// nobody else can change the word: a plain store will do.
+    /// Only the holder of the slot's cluster calls this, on a slot it saw free, so nobody else can
+    /// change the word: a plain store will do.
     pub(crate) fn allocate(&self, slot: u64) {
         debug_assert!(self.is_free(slot));
-        self.word(slot).store(H, Ordering::Relaxed);
+        self.store(slot, SlotWord::OWNED, Ordering::Relaxed);
     }
 
-    /// (c,1) -> (c+1,1): the entry goes into a PTE. The caller owns h and holds the PTE lock.
+    /// The entry goes into a PTE. The caller owns h and holds the PTE lock.
     pub(crate) fn put_in_pte(&self, slot: u64) -> Result<(), SlotError> {
-        let word = self.word(slot);
-        match word.load(Ordering::Relaxed) {
+        let now = self.load(slot, Ordering::Relaxed);
+        if now == SlotWord::OWNED {
             // (0,1) is ours alone. Release: whoever finds the entry sees the slot's cache page.
-            H => {
-                word.store(H | 1, Ordering::Release);
-                Ok(())
-            }
-            now if now & H == 0 => Err(SlotError::NotOwned),
-            _ => self.duplicate(slot),
-        }
-    }
-
-    /// (c>=1,h) -> (c+1,h). The caller holds the PTE lock of a PTE that holds the entry.
-    pub(crate) fn duplicate(&self, slot: u64) -> Result<(), SlotError> {
-        self.update(slot, |word| match word & COUNT_MAX {
-            0 => Err(SlotError::Free),
-            COUNT_MAX => Err(SlotError::CountFull),
-            _ => Ok(word + 1),
-        })
-        .map(drop)
-    }
-
-    /// (c>=1,0) -> (c,1): takes h for a cached read, a direct pin or a writeback.
-    pub(crate) fn prepare(&self, slot: u64) -> Result<(), SlotError> {
-        self.update(slot, |word| match word {
-            _ if word & H != 0 => Err(SlotError::Busy),
-            0 => Err(SlotError::Free),
-            _ => Ok(word | H),
-        })
-        .map(drop)
-    }
-
-    /// (c>=1,h) -> (c-1,h), for a caller that does not own h. The last drop of an unowned slot takes
-    /// h itself, so that the slot cannot be reused before its data are discarded.
-    pub(crate) fn free(&self, slot: u64) -> Result<Dropped, SlotError> {
-        let word = self.update(slot, |word| match word {
-            _ if word & COUNT_MAX == 0 => Err(SlotError::Free),
-            1 => Ok(H),
-            _ => Ok(word - 1),
-        })?;
-        Ok(if word == 1 {
-            Dropped::Last
-        } else {
-            Dropped::InUse
-        })
-    }
-
-    /// (c>=1,1) -> (c-1,1), for the owner of h who also holds the lock of a PTE with the entry.
-    pub(crate) fn free_owned(&self, slot: u64) -> Result<(), SlotError> {
-        let word = self.word(slot);
-        let now = word.load(Ordering::Relaxed);
-        if now & H == 0 {
-            return Err(SlotError::NotOwned);
-        }
-        if now & COUNT_MAX == 1 {
-            // The one PTE is locked by us and h is ours: nobody else may change the word.
-            word.store(H, Ordering::Relaxed);
+            self.store(slot, now.put_in_pte()?, Ordering::Release);
             return Ok(());
         }
-        self.free(slot).map(drop)
+        self.update(slot, |word| Ok((word.put_in_pte()?, ())))
     }
 
-    /// (c,1) -> (c,0), or the start of a free when c = 0: then h stays until
-    /// [`SlotMap::finish_free`]. The caller owns h and gives it up.
+    /// The caller holds the PTE lock of a PTE that holds the entry.
+    pub(crate) fn duplicate(&self, slot: u64) -> Result<(), SlotError> {
+        self.update(slot, |word| Ok((word.duplicated()?, ())))
+    }
+
+    /// Takes h for a cached read, a direct pin or a writeback.
+    pub(crate) fn prepare(&self, slot: u64) -> Result<(), SlotError> {
+        self.update(slot, |word| Ok((word.prepared()?, ())))
+    }
+
+    /// `swap_free` for a caller that does not own h.
+    pub(crate) fn free(&self, slot: u64) -> Result<Dropped, SlotError> {
+        self.update(slot, SlotWord::freed)
+    }
+
+    /// `swap_free` for the owner of h who also holds the lock of a PTE with the entry.
+    pub(crate) fn free_owned(&self, slot: u64) -> Result<(), SlotError> {
+        let now = self.load(slot, Ordering::Relaxed);
+        let then = now.freed_by_owner()?;
+        if now.state().count == 1 {
+            // The one PTE is locked by us and h is ours: nobody else may change the word.
+            self.store(slot, then, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.update(slot, |word| Ok((word.freed_by_owner()?, ())))
+    }
+
+    /// The caller owns h and gives it up; with [`Dropped::Last`] it keeps h until
+    /// [`SlotMap::finish_free`].
     pub(crate) fn release(&self, slot: u64) -> Result<Dropped, SlotError> {
-        let word = self.word(slot);
-        // Acquire: pairs with the drop of the last PTE by somebody else.
-        if word.load(Ordering::Acquire) == H {
+        // Acquire: pairs with the drop of the last PTE by somebody else, who left the free to us.
+        if self.load(slot, Ordering::Acquire) == SlotWord::OWNED {
             return Ok(Dropped::Last);
         }
-        let before = self.update(slot, |word| match word {
-            _ if word & H == 0 => Err(SlotError::NotOwned),
-            // Others dropped the last PTE meanwhile and left the free to us.
-            H => Ok(H),
-            _ => Ok(word & !H),
-        })?;
-        Ok(if before == H {
-            Dropped::Last
-        } else {
-            Dropped::InUse
-        })
+        self.update(slot, SlotWord::released)
     }
 
     /// (0,1) -> free, after the discard. The slot may be handed out as soon as this is done.
     pub(crate) fn finish_free(&self, slot: u64) {
-        debug_assert_eq!(self.word(slot).load(Ordering::Relaxed), H);
+        debug_assert_eq!(self.load(slot, Ordering::Relaxed), SlotWord::OWNED);
         // Release: the discard happens before the slot's next allocation.
-        self.word(slot).store(0, Ordering::Release);
+        self.store(slot, SlotWord::FREE, Ordering::Release);
+    }
+
+    fn load(&self, slot: u64, ordering: Ordering) -> SlotWord {
+        SlotWord::from_bits(self.word(slot).load(ordering))
+    }
+
+    fn store(&self, slot: u64, word: SlotWord, ordering: Ordering) {
+        self.word(slot).store(word.bits(), ordering);
     }
 
     fn word(&self, slot: u64) -> &AtomicU32 {
         &self.words[slot as usize]
     }
 
-    /// Changes the word by `next`; returns what it was.
-    fn update(
+    /// Changes the word by `next`; returns what that said.
+    fn update<T>(
         &self,
         slot: u64,
-        next: impl Fn(u32) -> Result<u32, SlotError>,
-    ) -> Result<u32, SlotError> {
+        next: impl Fn(SlotWord) -> Result<(SlotWord, T), SlotError>,
+    ) -> Result<T, SlotError> {
         let word = self.word(slot);
         let mut now = word.load(Ordering::Relaxed);
         loop {
-            let then = next(now)?;
+            let (then, said) = next(SlotWord::from_bits(now))?;
             // AcqRel: taking h sees the data of its last owner; dropping it publishes ours.
-            match word.compare_exchange_weak(now, then, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(now),
+            let changed =
+                word.compare_exchange_weak(now, then.bits(), Ordering::AcqRel, Ordering::Relaxed);
+            match changed {
+                Ok(_) => return Ok(said),
                 Err(seen) => now = seen,
             }
         }
@@ -215,10 +138,14 @@ impl SlotMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slot_word::COUNT_MAX;
 
     fn at(count: u32, has_cache: bool) -> SlotMap {
         let map = SlotMap::new(2);
-        map.words[1].store(count | if has_cache { H } else { 0 }, Ordering::Relaxed);
+        map.words[1].store(
+            count | if has_cache { SlotWord::OWNED.bits() } else { 0 },
+            Ordering::Relaxed,
+        );
         map
     }
 

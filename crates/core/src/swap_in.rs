@@ -7,7 +7,7 @@ use crate::entry::SwapEntry;
 use crate::mask::{bit, filter, indices, run, runs};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState, split};
 use crate::rule::Rule;
-use crate::slot_map::SlotError;
+use crate::slot_word::SlotError;
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
 use crate::swap::{FaultError, Mm, Swap, Way};
 
