@@ -2,7 +2,7 @@
 //!
 //! The protocol runs over it unchanged, on any platform, with every step under the test's control.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 
 use crate::device::{PAGE_SIZE, PageBytes};
 use crate::page_table::CHUNK_PAGES;
@@ -14,6 +14,9 @@ use crate::sync::{AtomicBool, AtomicU32, Ordering};
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// What is in a frame whose page has been moved out: nothing anybody may see.
+const USED_UP: u8 = 0xdd;
 
 /// Frames in software.
 #[derive(Debug)]
@@ -59,6 +62,16 @@ impl SoftFrames {
             .page(frame)
             .write()
             .unwrap_or_else(PoisonError::into_inner) = *bytes;
+    }
+
+    /// The page and what was in it part: nothing of it is left in the frame.
+    fn use_up(&self, frame: Frame) -> PageBytes {
+        let mut page = match self.page(frame).try_write() {
+            Ok(page) => page,
+            Err(TryLockError::Poisoned(page)) => page.into_inner(),
+            Err(TryLockError::WouldBlock) => panic!("a frame is moved while it is read"),
+        };
+        std::mem::replace(&mut *page, [USED_UP; PAGE_SIZE])
     }
 
     fn page(&self, frame: Frame) -> &RwLock<PageBytes> {
@@ -145,10 +158,17 @@ impl SoftSpace {
         lock(&self.pages[page]).as_deref().copied()
     }
 
-    fn put(&self, page: usize, bytes: PageBytes) -> Result<(), SpaceError> {
-        if self.full.load(Ordering::SeqCst) {
-            return Err(SpaceError::NoMemory);
+    fn has_room(&self) -> Result<(), SpaceError> {
+        let full = self.full.load(Ordering::SeqCst);
+        if full {
+            Err(SpaceError::NoMemory)
+        } else {
+            Ok(())
         }
+    }
+
+    fn put(&self, page: usize, bytes: PageBytes) -> Result<(), SpaceError> {
+        self.has_room()?;
         let before = lock(&self.pages[page]).replace(Box::new(bytes));
         assert!(before.is_none(), "page {page} is mapped twice");
         Ok(())
@@ -177,7 +197,8 @@ impl AddressSpace for SoftSpace {
 
     fn map(&self, page: usize, frame: Frame, count: usize) -> Result<(), (usize, SpaceError)> {
         for i in 0..count {
-            let bytes = self.frames.get(Frame {
+            self.has_room().map_err(|error| (i, error))?;
+            let bytes = self.frames.use_up(Frame {
                 index: frame.index + i,
                 ..frame
             });

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use support::{
-    PLAIN, SAFE, check, check_empty, first, load, page_out, setup, slot, store, within_reason,
-    write_out,
+    PLAIN, SAFE, Zeros, check, check_empty, first, load, page_out, setup, slot, store,
+    within_reason, write_out,
 };
-use userswap_core::device::{Content, Device, DeviceError, PageBytes, Properties, Usage};
+use userswap_core::device::Properties;
 use userswap_core::script::{Point, ScriptedDevice};
 use userswap_core::soft::{self, SoftMm, SoftSwap};
 use userswap_core::space::{Frame, Frames, Purpose};
@@ -192,45 +192,6 @@ fn corruption_at_swapoff_no_slot_is_handed_out_once_it_has_begun() {
         });
         check_empty(&swap, &[&mm]);
     });
-}
-
-/// A device that says so when a page is all zeros, and leaves the buffer as it was.
-struct Zeros(ScriptedDevice);
-
-impl Device for Zeros {
-    fn name(&self) -> &str {
-        "zeros"
-    }
-
-    fn slots(&self) -> u64 {
-        self.0.slots()
-    }
-
-    fn properties(&self) -> Properties {
-        self.0.properties()
-    }
-
-    fn read(&self, slot: u64, page: &mut PageBytes) -> Result<Content, DeviceError> {
-        let mut bytes = [0; userswap_core::device::PAGE_SIZE];
-        let content = self.0.read(slot, &mut bytes)?;
-        if bytes.iter().all(|&byte| byte == 0) {
-            return Ok(Content::Zeros);
-        }
-        *page = bytes;
-        Ok(content)
-    }
-
-    fn write(&self, slot: u64, page: &PageBytes) -> Result<(), DeviceError> {
-        self.0.write(slot, page)
-    }
-
-    fn discard(&self, slot: u64) {
-        self.0.discard(slot);
-    }
-
-    fn usage(&self) -> Usage {
-        self.0.usage()
-    }
 }
 
 #[test]

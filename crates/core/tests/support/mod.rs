@@ -1,15 +1,21 @@
 //! What the tests share: stamped pages, a device with switches, and the checker of invariants.
 #![allow(dead_code, reason = "no test binary uses all of it")]
 
+pub(crate) mod hooked;
+pub(crate) mod table;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes, Properties};
+use userswap_core::device::{
+    Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Usage,
+};
 use userswap_core::entry::SwapEntry;
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
+use userswap_core::rule::Rules;
 use userswap_core::script::{Point, ScriptedDevice};
 use userswap_core::soft::{self, SoftMm, SoftSwap};
 use userswap_core::space::Frames;
@@ -127,12 +133,24 @@ fn area_of(swap: &SoftSwap, entry: SwapEntry) -> &SwapArea {
     swap.areas().nth(entry.area()).expect("an area")
 }
 
+static KNOWN_BUGS: AtomicU64 = AtomicU64::new(0);
+
+/// Broken invariants reported since [`forget_bugs`].
+pub(crate) fn new_bugs() -> u64 {
+    bug::count() - KNOWN_BUGS.load(Ordering::SeqCst)
+}
+
+/// After a rule was broken on purpose.
+pub(crate) fn forget_bugs() {
+    KNOWN_BUGS.store(bug::count(), Ordering::SeqCst);
+}
+
 /// Checks the invariants of a moment at which no operation is under way, with `staged` the blocks the
 /// test holds. I1: each slot's count is the number of PTEs that hold it. I2 and I6: the cache flag is
 /// set only of staged pages. The words tell the truth about memory, no slot and no frame is leaked,
 /// and no broken invariant was reported.
 pub(crate) fn check(swap: &SoftSwap, mms: &[&SoftMm], staged: &[Staged]) {
-    assert_eq!(bug::count(), 0, "a bug was reported");
+    assert_eq!(new_bugs(), 0, "a bug was reported");
     let mut counts = BTreeMap::<SwapEntry, u32>::new();
     for mm in mms {
         for page in 0..mm.table.pages() {
@@ -201,6 +219,8 @@ pub(crate) struct Switches {
     pub(crate) unreadable: Mutex<BTreeSet<u64>>,
     /// Slots whose writes fail; `None`: of none, `Some(empty)`: of all.
     pub(crate) unwritable: Mutex<Option<BTreeSet<u64>>>,
+    /// Set: whoever still calls uses a device that is gone.
+    pub(crate) closed: AtomicBool,
     /// Calls so far.
     pub(crate) reads: AtomicU64,
     pub(crate) writes: AtomicU64,
@@ -212,6 +232,7 @@ pub(crate) struct Switches {
 #[derive(Debug)]
 struct Stop {
     point: Point,
+    slot: Option<u64>,
     reached: Sender<u64>,
     go_on: Receiver<()>,
 }
@@ -237,10 +258,16 @@ impl Stopped {
 impl Switches {
     /// Stops the next thread that comes to `point`.
     pub(crate) fn stop_next(&self, point: Point) -> Stopped {
+        self.stop_next_of(point, None)
+    }
+
+    /// Stops the next thread that comes to `point` of `slot`; `None`: of any.
+    pub(crate) fn stop_next_of(&self, point: Point, slot: Option<u64>) -> Stopped {
         let (reached_tx, reached) = channel();
         let (go_on, go_on_rx) = channel();
         *self.stop.lock().expect("switches") = Some(Stop {
             point,
+            slot,
             reached: reached_tx,
             go_on: go_on_rx,
         });
@@ -256,12 +283,16 @@ impl Switches {
             .stop
             .lock()
             .expect("switches")
-            .take_if(|stop| stop.point == point);
+            .take_if(|stop| stop.point == point && stop.slot.is_none_or(|stop| stop == slot));
         if let Some(stop) = stop {
             stop.reached.send(slot).expect("the test listens");
             // A test that fails drops its end.
             let _ = stop.go_on.recv();
         }
+        assert!(
+            !self.closed.load(Ordering::SeqCst),
+            "a closed device is used"
+        );
         match point {
             Point::BeforeRead => {
                 self.reads.fetch_add(1, Ordering::SeqCst);
@@ -296,12 +327,22 @@ pub(crate) fn device(slots: u64, properties: Properties) -> (ScriptedDevice, Arc
     (ScriptedDevice::new(slots, properties, script), switches)
 }
 
-/// A swap subsystem with one such device.
-pub(crate) fn setup(way: Way, slots: u64, properties: Properties) -> (SoftSwap, Arc<Switches>) {
-    let swap = soft::swap(16, way);
+/// A swap subsystem with one such device that keeps `rules`.
+pub(crate) fn setup_with(
+    rules: Rules,
+    way: Way,
+    slots: u64,
+    properties: Properties,
+) -> (SoftSwap, Arc<Switches>) {
+    let swap = soft::swap_with_rules(16, way, rules);
     let (device, switches) = device(slots, properties);
     swap.add_area(Box::new(device)).expect("a first area");
     (swap, switches)
+}
+
+/// A swap subsystem with one such device.
+pub(crate) fn setup(way: Way, slots: u64, properties: Properties) -> (SoftSwap, Arc<Switches>) {
+    setup_with(Rules::ALL_KEPT, way, slots, properties)
 }
 
 /// The safe ways.
@@ -326,4 +367,43 @@ pub(crate) fn within_reason<R: Send + 'static>(test: impl FnOnce() -> R + Send +
 /// The mask of a chunk's first `pages` pages.
 pub(crate) fn first(pages: usize) -> u64 {
     userswap_core::mask::run(0, pages.min(CHUNK_PAGES))
+}
+
+/// A device that says so when a page is all zeros, and leaves the buffer as it was.
+pub(crate) struct Zeros(pub(crate) ScriptedDevice);
+
+impl Device for Zeros {
+    fn name(&self) -> &str {
+        "zeros"
+    }
+
+    fn slots(&self) -> u64 {
+        self.0.slots()
+    }
+
+    fn properties(&self) -> Properties {
+        self.0.properties()
+    }
+
+    fn read(&self, slot: u64, page: &mut PageBytes) -> Result<Content, DeviceError> {
+        let mut bytes = [0; PAGE_SIZE];
+        let content = self.0.read(slot, &mut bytes)?;
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Ok(Content::Zeros);
+        }
+        *page = bytes;
+        Ok(content)
+    }
+
+    fn write(&self, slot: u64, page: &PageBytes) -> Result<(), DeviceError> {
+        self.0.write(slot, page)
+    }
+
+    fn discard(&self, slot: u64) {
+        self.0.discard(slot);
+    }
+
+    fn usage(&self) -> Usage {
+        self.0.usage()
+    }
 }
