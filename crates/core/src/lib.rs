@@ -10,9 +10,11 @@
 //! | `cache`, `waiters`, `page_table`, `around` | cached pages, parking, PTE words, fault-around |
 //! | `area`, `swap` | a swap area; the subsystem that ties all together, and its lock order |
 //! | `swap_in`, `take_back`, `swap_out`, `fork`, `pin`, `swapoff` | the operations, step by step |
+//! | `adopt`, `missing` | what programs do to their memory behind the protocol's back |
 //! | [`soft`], [`script`] | memory in software and a scripted device: the protocol on any platform, for tests |
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod area;
 mod around;
 pub mod bug;

@@ -43,7 +43,7 @@ pub fn bit(index: usize) -> u64 {
 }
 
 /// Those indices of `mask` that `keep` keeps.
-pub(crate) fn filter(mask: u64, mut keep: impl FnMut(usize) -> bool) -> u64 {
+pub fn filter(mask: u64, mut keep: impl FnMut(usize) -> bool) -> u64 {
     indices(mask)
         .filter(|&index| keep(index))
         .fold(0, |all, index| all | bit(index))

@@ -289,7 +289,7 @@ impl<F: Frames> Swap<F> {
         mask: u64,
     ) -> Discarded {
         let mask = mask & mm.table.chunk_mask(chunk);
-        let mut locked = mm.table.lock(chunk);
+        let locked = mm.table.lock(chunk);
         let mut pinned = filter(mask, |i| locked.get(i).pins() > 0);
         for (first, count) in runs(mask & !pinned) {
             if !mm.space.discard(locked.page(first), count) {
@@ -300,9 +300,15 @@ impl<F: Frames> Swap<F> {
         let present = filter(mask & !pinned, |i| {
             locked.get(i).state() == PteState::Present
         });
+        self.clear_words(locked, mask & !pinned);
+        Discarded { present, pinned }
+    }
+
+    /// Makes the words in `mask` read as zeros, unlocks the chunk, and frees the slots they held.
+    pub(crate) fn clear_words(&self, mut locked: LockedChunk<'_>, mask: u64) {
         let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
         let mut swapped = 0;
-        for i in indices(mask & !pinned) {
+        for i in indices(mask) {
             if let Some(entry) = locked.get(i).entry() {
                 entries[i] = entry;
                 swapped |= bit(i);
@@ -317,7 +323,6 @@ impl<F: Frames> Swap<F> {
             let _reference = area.enter().expect("a slot in use keeps its area open");
             area.free(entries[i]);
         }
-        Discarded { present, pinned }
     }
 
     /// Whether a page with this word may be staged.

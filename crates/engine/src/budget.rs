@@ -4,14 +4,19 @@
 //! used = resident pages + frames with memory + the store's memory + tables and scratch
 //! ```
 //!
+//! An engine over a whole process counts instead of its tables all that the process has in memory
+//! otherwise, as the system said when it was last asked: the *rest*.
+//!
 //! Guarantee: pages are charged before they are mapped, and a charge that would bring `used` over
 //! the limit waits until the reclaimer has made room. Only where no room can be made (pages that
 //! do not compress, a full area) the charge is granted all the same: nothing is lost, the limit is
 //! exceeded, and that is said once.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use userswap_core::device::PAGE_SIZE;
+
+const NOT_ASKED: i64 = i64::MIN;
 
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -21,6 +26,9 @@ pub(crate) struct Budget {
     resident: AtomicU64,
     /// Bytes of the regions' page-table words.
     tables: AtomicU64,
+    /// Bytes the process has in memory beside what is counted here; negative where pages are counted that
+    /// take none (zeros nobody has written). [`NOT_ASKED`]: this is no engine over a process.
+    rest: AtomicI64,
     /// Bytes by which the limit is exceeded because it cannot be held.
     exceeded: AtomicU64,
     warned: AtomicBool,
@@ -43,6 +51,7 @@ impl Budget {
             limit: limit.unwrap_or(u64::MAX),
             resident: AtomicU64::new(0),
             tables: AtomicU64::new(0),
+            rest: AtomicI64::new(NOT_ASKED),
             exceeded: AtomicU64::new(0),
             warned: AtomicBool::new(false),
         }
@@ -72,6 +81,26 @@ impl Budget {
     /// Bytes of page-table words.
     pub(crate) fn table_bytes(&self) -> u64 {
         self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Bytes the process has in memory beside what is counted here, where that is known.
+    pub(crate) fn rest(&self) -> Option<i64> {
+        let rest = self.rest.load(Ordering::Relaxed);
+        (rest != NOT_ASKED).then_some(rest)
+    }
+
+    /// The process has `rest` bytes in memory beside what is counted here.
+    pub(crate) fn set_rest(&self, rest: i64) {
+        self.rest.store(rest, Ordering::Relaxed);
+    }
+
+    /// `pages` that were part of the rest are counted as resident from now on.
+    pub(crate) fn take_over(&self, pages: u64) {
+        self.force(pages);
+        if self.rest().is_some() {
+            self.rest
+                .fetch_sub((pages * PAGE_SIZE as u64) as i64, Ordering::Relaxed);
+        }
     }
 
     /// Counts `pages` as mapped if that stays within the limit; `others` is what else is in use.

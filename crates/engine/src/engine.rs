@@ -9,13 +9,14 @@ use userswap_core::{Swap, Way};
 use userswap_device::{Ram, Zram, ZramOptions};
 use userswap_sys::signals::Blocked;
 use userswap_sys::uffd::{Open, OpenError, Uffd};
-use userswap_sys::{Errno, cpu, host};
+use userswap_sys::{Errno, cpu, host, own};
 
 use crate::Error;
 use crate::budget::Budget;
 use crate::crew::{Crew, HelpWanted};
 use crate::fault::{self, Handlers};
-use crate::frames::{BLOCK_BYTES, FramePool};
+use crate::frames::{BLOCK_BYTES, FramePool, STAGING_FAULTS};
+use crate::moving::Moving;
 use crate::reclaim::{Hand, Inactive};
 use crate::region::Region;
 use crate::registry;
@@ -96,6 +97,25 @@ impl EngineBuilder {
     /// # Errors
     /// A size that makes no sense, or something the host does not permit: the error says which.
     pub fn build(self) -> Result<Engine, Error> {
+        let owner = Arc::new(self.build_owner(false)?);
+        Ok(Engine { owner })
+    }
+
+    /// An engine for the process's own memory.
+    pub(crate) fn build_for_process(mut self) -> Result<Arc<Owner>, Error> {
+        if self.faults == FaultMode::Auto {
+            // Right by construction, where it is permitted.
+            let permitted = Uffd::open(THREAD_FAULTS).is_ok();
+            self.faults = if permitted {
+                FaultMode::Thread
+            } else {
+                FaultMode::Inline
+            };
+        }
+        self.build_owner(true).map(Arc::new)
+    }
+
+    fn build_owner(self, process: bool) -> Result<Owner, Error> {
         if host::page_size() != PAGE_SIZE {
             return Err(Error::PageSize(host::page_size()));
         }
@@ -115,12 +135,8 @@ impl EngineBuilder {
             .area
             .unwrap_or(default_area / PAGE_SIZE as u64 * PAGE_SIZE as u64);
         check_size("a swap area", area)?;
-        let (mode, uffd) = open_faults(self.faults)?;
-        let staging_uffd = Uffd::open(Open {
-            kernel_faults: false,
-            sigbus: true,
-            nonblock: true,
-        })?;
+        let (mode, uffd) = open_faults(self.faults, process)?;
+        let staging_uffd = Uffd::open(STAGING_FAULTS)?;
         if !staging_uffd.features().move_pages() {
             return Err(Error::NoMove);
         }
@@ -129,7 +145,13 @@ impl EngineBuilder {
             None => make_device(&self.device, area, self.limit.is_some())?,
         };
         let pool = PoolSize::for_limit(self.limit);
-        let frames = FramePool::new(staging_uffd, pool.staging, pool.scratch, pool.reserve)?;
+        let frames = FramePool::new(
+            staging_uffd,
+            pool.staging,
+            pool.scratch,
+            pool.reserve,
+            process,
+        )?;
         let swap = Swap::new(Arc::new(frames), self.way);
         swap.add_area(device).expect("the first area has a number");
         fault::install()?;
@@ -149,8 +171,15 @@ impl EngineBuilder {
             warned_area_full: AtomicBool::new(false),
             warned_write: AtomicBool::new(false),
             reclaimer: Bell::default(),
-            help_wanted: HelpWanted::for_this_host(),
+            // A helper that a fork takes by surprise could hold a lock.
+            help_wanted: if process {
+                HelpWanted::default()
+            } else {
+                HelpWanted::for_this_host()
+            },
             swapoff: Mutex::new(()),
+            moving: Moving::new(),
+            inline_for_now: AtomicBool::new(false),
         });
         let handlers = (mode == FaultMode::Thread)
             .then(|| Handlers::start(&shared))
@@ -161,13 +190,11 @@ impl EngineBuilder {
             .then(|| start_reclaimer(&shared))
             .transpose()?;
         let crew = Crew::start(&shared)?;
-        Ok(Engine {
-            owner: Arc::new(Owner {
-                shared,
-                _handlers: handlers,
-                _crew: crew,
-                reclaimer,
-            }),
+        Ok(Owner {
+            shared,
+            _handlers: handlers,
+            _crew: crew,
+            reclaimer,
         })
     }
 }
@@ -219,36 +246,55 @@ fn make_device(spec: &DeviceSpec, area: u64, limited: bool) -> Result<Box<dyn De
     })
 }
 
-/// Opens the userfaultfd of regions in the best way that `wanted` allows.
-fn open_faults(wanted: FaultMode) -> Result<(FaultMode, Uffd), OpenError> {
+/// Faults come as signals to the thread that touched a page.
+const INLINE_FAULTS: Open = Open {
+    kernel_faults: false,
+    sigbus: true,
+    nonblock: true,
+};
+
+/// Faults come as events, those of system calls too.
+const THREAD_FAULTS: Open = Open {
+    kernel_faults: true,
+    sigbus: false,
+    nonblock: true,
+};
+
+/// Opens the userfaultfd of regions, or of a process's own memory, in the best way that `wanted` allows.
+fn open_faults(wanted: FaultMode, process: bool) -> Result<(FaultMode, Uffd), OpenError> {
     match wanted {
-        FaultMode::Auto | FaultMode::Inline => {
-            let open = Open {
-                kernel_faults: false,
-                sigbus: true,
-                nonblock: true,
-            };
-            Ok((FaultMode::Inline, Uffd::open(open)?))
-        }
+        FaultMode::Auto | FaultMode::Inline => Ok((FaultMode::Inline, Uffd::open(INLINE_FAULTS)?)),
         FaultMode::Thread => {
-            let open = |kernel_faults| Open {
-                kernel_faults,
-                sigbus: false,
-                nonblock: true,
+            let uffd = match Uffd::open(THREAD_FAULTS) {
+                // Without the privilege for faults in system calls, those of the program itself still work:
+                // a region's user knows what to pin.
+                Err(_) if !process => Uffd::open(Open {
+                    kernel_faults: false,
+                    ..THREAD_FAULTS
+                }),
+                opened => opened,
             };
-            // Without the privilege for faults in system calls, those of the program itself still work.
-            let uffd = Uffd::open(open(true)).or_else(|_| Uffd::open(open(false)))?;
-            Ok((FaultMode::Thread, uffd))
+            Ok((FaultMode::Thread, uffd?))
         }
     }
 }
 
-fn start_reclaimer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {
+/// In a child of fork: opens a userfaultfd of the child's own in the place of the inherited one.
+pub(crate) fn open_faults_again(uffd: &Uffd, mode: FaultMode) -> Result<(), Error> {
+    let open = match mode {
+        FaultMode::Auto | FaultMode::Inline => INLINE_FAULTS,
+        FaultMode::Thread => THREAD_FAULTS,
+    };
+    Ok(uffd.reopen(open)?)
+}
+
+pub(crate) fn start_reclaimer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {
     let shared = Arc::clone(shared);
     std::thread::Builder::new()
         .name("userswap-out".into())
         .spawn(move || {
             Blocked::forever();
+            own::note_thread();
             shared.run_reclaimer();
         })
         .map_err(|error| Error::System {

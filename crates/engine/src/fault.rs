@@ -5,14 +5,17 @@ use std::sync::atomic::Ordering;
 
 use userswap_core::FaultError;
 use userswap_core::device::PAGE_SIZE;
+use userswap_core::space::SpaceError;
 use userswap_sys::signals::{self, Blocked, Fault, Verdict, stderr_line};
-use userswap_sys::uffd::{Doorbell, Event, PageFault, RawEvent};
-use userswap_sys::{Errno, cpu};
+use userswap_sys::uffd::{Doorbell, Event, Outcome, PageFault, RawEvent};
+use userswap_sys::{Errno, cpu, own};
 
 use crate::Error;
+use crate::moving::Admitted;
 use crate::registry;
 use crate::shared::{RegionMemory, Resolved, Shared};
 use crate::spec::FaultMode;
+use crate::windows;
 
 /// Installs the process's SIGBUS handler, once.
 pub(crate) fn install() -> Result<(), Error> {
@@ -29,7 +32,9 @@ pub(crate) fn install() -> Result<(), Error> {
 fn on_sigbus(fault: Fault<'_>) -> Verdict {
     // SAFETY: this thread is accessing the address right now.
     let Some(region) = (unsafe { registry::find(fault.address()) }) else {
-        return Verdict::NotOurs;
+        return windows::find(fault.address()).map_or(Verdict::NotOurs, |window| {
+            on_sigbus_in_window(window, fault)
+        });
     };
     let page = (fault.address() - region.mm.space.base()) / PAGE_SIZE;
     if region.shared.mode == FaultMode::Thread {
@@ -47,6 +52,37 @@ fn on_sigbus(fault: Fault<'_>) -> Verdict {
             Verdict::NotOurs
         }
     }
+}
+
+fn on_sigbus_in_window(window: &RegionMemory, fault: Fault<'_>) -> Verdict {
+    let shared = &window.shared;
+    let page = (fault.address() - window.mm.space.base()) / PAGE_SIZE;
+    if shared.mode == FaultMode::Thread && !shared.inline_for_now.load(Ordering::Relaxed) {
+        // A page that could not be brought in, or a signal that has nothing to do with us.
+        return Verdict::NotOurs;
+    }
+    let _inside = shared.moving.enter_in_fault();
+    match window.resolve(page, fault.write().unwrap_or(true)) {
+        Ok(_) => Verdict::Handled,
+        // The program has changed the mapping meanwhile: the access shall look again.
+        Err(error) if is_unmapped(error) && window.is_swapped(page) => Verdict::Handled,
+        // Not memory that was taken on: a file that was cut short, say.
+        Err(error) if is_unmapped(error) => Verdict::NotOurs,
+        Err(error) => {
+            report(window, page, error);
+            Verdict::NotOurs
+        }
+    }
+}
+
+/// Whether the system has nothing of ours mapped where a page should come.
+fn is_unmapped(error: FaultError) -> bool {
+    let FaultError::Space(SpaceError::Refused(errno)) = error else {
+        return false;
+    };
+    [Errno::NOENT, Errno::INVAL, Errno::SRCH]
+        .iter()
+        .any(|unmapped| unmapped.raw_os_error() == errno)
 }
 
 /// A handler thread could not bring `page` and marked it: the access that met the mark fails, the next
@@ -113,6 +149,7 @@ impl Handlers {
                 .name(format!("userswap-{cpu}"))
                 .spawn(move || {
                     Blocked::forever();
+                    own::note_thread();
                     // A CPU that cannot be had only costs speed.
                     let _ = cpu::pin_to(cpu);
                     handle(&shared, &bell);
@@ -170,6 +207,11 @@ fn fail_closed(errno: Errno) -> ! {
 }
 
 fn on_event(shared: &Shared, fault: PageFault) {
+    if let Some(window) = windows::find(fault.address)
+        && std::ptr::eq(&*window.shared, shared)
+    {
+        return on_event_in_window(window, fault);
+    }
     // The thread that faulted need not wait for us any more: a signal, or somebody else's page, may have
     // let it go on, and its region may be going. So this holds on to the region, and holds off its end.
     let region = shared.region_at(fault.address);
@@ -198,4 +240,33 @@ fn on_event(shared: &Shared, fault: PageFault) {
             let _ = shared.uffd.wake(space.address(page), PAGE_SIZE);
         }
     }
+}
+
+fn on_event_in_window(window: &RegionMemory, fault: PageFault) {
+    let shared = &window.shared;
+    let (space, at) = (&window.mm.space, fault.address & !(PAGE_SIZE - 1));
+    let admitted = shared.moving.admit(fault.thread, at);
+    if matches!(admitted, Admitted::PutOff) {
+        return;
+    }
+    let page = (at - space.base()) / PAGE_SIZE;
+    match window.resolve(page, fault.write) {
+        // Mapping the page has woken everybody.
+        Ok(Resolved::Mapped) => return,
+        Ok(Resolved::ByOthers) => {}
+        // The program has changed the mapping meanwhile: the access shall look again.
+        Err(error) if is_unmapped(error) => {}
+        Err(error) => {
+            report(window, page, error);
+            let marked = space.uffd().poison(at, PAGE_SIZE);
+            if !matches!(marked.outcome(), Outcome::Complete) {
+                // The access would see what is not the page's content.
+                stderr_line(format_args!(
+                    "userswap: the page at {at:#x} cannot be made to fail either; ending the process"
+                ));
+                std::process::abort();
+            }
+        }
+    }
+    let _ = shared.uffd.wake(at, PAGE_SIZE);
 }

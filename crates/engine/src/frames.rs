@@ -26,7 +26,7 @@ use userswap_core::mask;
 use userswap_core::page_table::CHUNK_PAGES;
 use userswap_core::space::{Block, Frame, Frames, Purpose};
 use userswap_sys::mapping::Mapping;
-use userswap_sys::uffd::Uffd;
+use userswap_sys::uffd::{Open, Uffd};
 
 use crate::Error;
 
@@ -73,27 +73,39 @@ pub(crate) struct FramePool {
     filled: AtomicU64,
 }
 
+/// How the userfaultfd of staging is opened.
+pub(crate) const STAGING_FAULTS: Open = Open {
+    kernel_faults: false,
+    sigbus: true,
+    nonblock: true,
+};
+
+fn register(uffd: &Uffd, mapping: &Mapping, staging: usize) -> Result<(), Error> {
+    // SAFETY: the mapping is ours alone; frames are touched only where they have memory, and the
+    // descriptor lives as long as the mapping does.
+    unsafe { uffd.register(mapping.base(), staging * BLOCK_BYTES) }.map_err(|errno| Error::System {
+        what: "register the staging area",
+        errno,
+    })
+}
+
 impl FramePool {
     /// A pool of `staging` and `scratch` blocks that keeps up to `reserve` blocks with memory. `uffd`
-    /// is in SIGBUS mode.
+    /// is in SIGBUS mode. `inherited`: a child of fork gets it too.
     pub(crate) fn new(
         uffd: Uffd,
         staging: usize,
         scratch: usize,
         reserve: usize,
+        inherited: bool,
     ) -> Result<Self, Error> {
         let count = staging + scratch;
         let mapping = Mapping::reserve((count + 1) * BLOCK_BYTES, BLOCK_BYTES)?;
         mapping.advise_no_huge()?;
-        mapping.dont_fork()?;
-        // SAFETY: the mapping is ours alone; frames are touched only where they have memory, and the
-        // descriptor lives as long as the mapping does.
-        unsafe { uffd.register(mapping.base(), staging * BLOCK_BYTES) }.map_err(|errno| {
-            Error::System {
-                what: "register the staging area",
-                errno,
-            }
-        })?;
+        if !inherited {
+            mapping.dont_fork()?;
+        }
+        register(&uffd, &mapping, staging)?;
         let (staged, scratched) = (0..staging as Block, staging as Block..count as Block);
         let mut lists = Lists {
             empty: Vec::with_capacity(staging),
@@ -114,6 +126,12 @@ impl FramePool {
             scratch_most: AtomicUsize::new(0),
             filled: AtomicU64::new(0),
         })
+    }
+
+    /// In a child of fork: gives the inherited frames a userfaultfd of the child's own.
+    pub(crate) fn become_child(&self) -> Result<(), Error> {
+        self.uffd.reopen(STAGING_FAULTS)?;
+        register(&self.uffd, &self.mapping, self.staging)
     }
 
     /// Bytes of memory in staging.

@@ -31,6 +31,8 @@ mod engine;
 mod error;
 mod fault;
 mod frames;
+mod moving;
+mod process;
 mod reclaim;
 mod region;
 mod registry;
@@ -39,9 +41,12 @@ mod space;
 mod spec;
 mod stats;
 mod stream;
+mod windows;
 
 pub use engine::{Engine, EngineBuilder};
 pub use error::Error;
+#[doc(hidden)]
+pub use process::Process;
 pub use region::{Advice, Pin, Region};
 pub use spec::{Codec, DeviceSpec, FaultAround, FaultMode};
 pub use stats::Stats;

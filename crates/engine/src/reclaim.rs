@@ -221,7 +221,7 @@ impl Shared {
     /// Stages pages of a chunk onto the inactive list.
     pub(crate) fn stage(
         &self,
-        region: &Arc<RegionMemory>,
+        region: &RegionMemory,
         chunk: usize,
         wanted: u64,
     ) -> Result<usize, StageError> {
@@ -380,11 +380,13 @@ impl Shared {
     pub(crate) fn run_reclaimer(&self) {
         while self.reclaimer.wait() {
             while self.budget.level(self.used_bytes()) != Level::Roomy {
+                let _inside = self.moving.enter();
                 match self.reclaim_step() {
                     Step::Worked => {}
                     Step::InVain | Step::OthersAtWork | Step::Nothing => break,
                 }
             }
+            let _inside = self.moving.enter();
             self.budget.made_room(self.used_bytes());
             self.compact_store();
         }

@@ -1,14 +1,14 @@
 //! Regions: memory that may be larger than RAM.
 
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::mask;
 use userswap_core::page_table::CHUNK_PAGES;
-use userswap_core::{Gate, Mm, PinResult, StageError};
+use userswap_core::{PinResult, StageError};
 use userswap_sys::signals::{Blocked, stderr_line};
 
 use crate::Error;
@@ -18,7 +18,6 @@ use crate::reclaim::chunk_mask;
 use crate::registry::{self, Registration};
 use crate::shared::{RegionMemory, Shared};
 use crate::space::RealSpace;
-use crate::stream::Stream;
 
 /// How often a page-out looks again for a slot in a full area.
 const AREA_FULL_TRIES: u32 = 16;
@@ -59,21 +58,11 @@ impl Region {
 
     /// A region that the reclaimer does not know yet.
     fn unlisted(owner: &Arc<Owner>, len: usize) -> Result<Self, Error> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         check_size("a region", len as u64)?;
         let shared = &owner.shared;
         let frames = Arc::clone(shared.swap.frames());
         let space = RealSpace::new(len, Arc::clone(&shared.uffd), frames)?;
-        let mm = Mm::new(space, len / PAGE_SIZE, shared.fault_around.pages());
-        let memory = Arc::new(RegionMemory {
-            // Relaxed: only distinctness matters.
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            mm,
-            gate: Gate::default(),
-            stream: Stream::default(),
-            delivered: AtomicUsize::new(0),
-            shared: Arc::clone(shared),
-        });
+        let memory = Arc::new(RegionMemory::new(space, shared));
         let base = memory.mm.space.base();
         // From here on: a handler that touched a region would wait for the row being written.
         let blocked = Blocked::new();
@@ -95,12 +84,7 @@ impl Region {
     /// Makes the region known to the reclaimer.
     fn list(&self) {
         let _blocked = Blocked::new();
-        let mut regions = self
-            .shared()
-            .regions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        regions.push(Arc::clone(&self.memory));
+        self.shared().list(Arc::clone(&self.memory));
     }
 
     /// Bytes.

@@ -1,18 +1,20 @@
 //! What an engine's regions, threads and fault handler share.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_core::space::SpaceError;
 use userswap_core::{Access, FaultError, Gate, Mm, Swap};
+use userswap_sys::futex;
 use userswap_sys::timing::now_ns;
 use userswap_sys::uffd::Uffd;
 
 use crate::budget::{Budget, Level};
 use crate::crew::HelpWanted;
 use crate::frames::FramePool;
+use crate::moving::Moving;
 use crate::reclaim::{Hand, Inactive};
 use crate::space::RealSpace;
 use crate::spec::{FaultAround, FaultMode};
@@ -41,8 +43,8 @@ const NO_MEMORY_TRIES: u32 = 64;
 
 /// The state of an engine. Everything the fault path needs is here and allocated.
 ///
-/// Lock order, before any lock of the protocol: `regions` (read by reclaim, written only to add and
-/// remove a region), then `hand` or `inactive`, never both. None is held while a region's memory is
+/// Lock order, before any lock of the protocol: `moving`, then `regions` (read by reclaim, written only to add and
+/// remove a region), then `hand` or `inactive`, never both. None but `moving` is held while a region's memory is
 /// touched, because it never is.
 pub(crate) struct Shared {
     pub(crate) swap: Swap<Arc<FramePool>>,
@@ -65,58 +67,86 @@ pub(crate) struct Shared {
     pub(crate) help_wanted: HelpWanted,
     /// Taken for the whole of a swapoff.
     pub(crate) swapoff: Mutex<()>,
+    /// Keeps changes of the program's own mappings away from those who move its pages.
+    pub(crate) moving: Moving,
+    /// In a child of fork, until its handler threads run: faults are resolved in the thread that meets
+    /// them, whatever the mode.
+    pub(crate) inline_for_now: AtomicBool,
 }
 
-/// Wakes the reclaimer.
+/// Wakes the reclaimer. One word, no lock: a forked child finds nothing held.
 #[derive(Debug, Default)]
-pub(crate) struct Bell {
-    rung: Mutex<Rung>,
-    condvar: Condvar,
-    /// A ring is under way already: spares the fault path the lock.
-    pending: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Rung {
-    work: bool,
-    stop: bool,
-}
+pub(crate) struct Bell(AtomicU32);
 
 impl Bell {
+    const SILENT: u32 = 0;
+    const RUNG: u32 = 1;
+    const STOPPED: u32 = 2;
+
     pub(crate) fn ring(&self) {
-        if !self.pending.swap(true, Ordering::Relaxed) {
-            self.rung
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .work = true;
-            self.condvar.notify_one();
+        // Relaxed: the level it rings for is read anew. Rung already: spares the fault path a system call.
+        let rung = self.0.compare_exchange(
+            Self::SILENT,
+            Self::RUNG,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if rung.is_ok() {
+            futex::wake_all(&self.0);
         }
     }
 
     pub(crate) fn stop(&self) {
-        self.rung
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stop = true;
-        self.condvar.notify_all();
+        self.0.store(Self::STOPPED, Ordering::Relaxed);
+        futex::wake_all(&self.0);
+    }
+
+    /// In a child of fork, whose parent's threads are not there.
+    pub(crate) fn reset(&self) {
+        self.0.store(Self::SILENT, Ordering::Relaxed);
     }
 
     /// Waits for a ring; `false`: stop.
     pub(crate) fn wait(&self) -> bool {
-        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
-        while !rung.work && !rung.stop {
-            rung = self
-                .condvar
-                .wait(rung)
-                .unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let taken = self.0.compare_exchange(
+                Self::RUNG,
+                Self::SILENT,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            match taken {
+                Ok(_) => return true,
+                Err(Self::STOPPED) => return false,
+                Err(silent) => futex::wait(&self.0, silent),
+            }
         }
-        rung.work = false;
-        self.pending.store(false, Ordering::Relaxed);
-        !rung.stop
     }
 }
 
 impl RegionMemory {
+    /// A region of `space`, known to nobody yet.
+    pub(crate) fn new(space: RealSpace, shared: &Arc<Shared>) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let pages = space.len() / PAGE_SIZE;
+        Self {
+            // Relaxed: only distinctness matters.
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            mm: Mm::new(space, pages, shared.fault_around.pages()),
+            gate: Gate::default(),
+            stream: Stream::default(),
+            delivered: AtomicUsize::new(0),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// A window on the program's own memory.
+    pub(crate) fn window(base: usize, len: usize, shared: &Arc<Shared>) -> Self {
+        let frames = Arc::clone(shared.swap.frames());
+        let space = RealSpace::window(base, len, Arc::clone(&shared.uffd), frames);
+        Self::new(space, shared)
+    }
+
     /// Makes an access to `page` succeed on its next try.
     pub(crate) fn resolve(&self, page: usize, write: bool) -> Result<Resolved, FaultError> {
         self.shared.resolve(self, page, write)
@@ -150,6 +180,12 @@ impl Shared {
     pub(crate) fn regions(&self) -> RwLockReadGuard<'_, Vec<Arc<RegionMemory>>> {
         // The list is consistent whenever the lock is free.
         self.regions.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a region known to the reclaimer.
+    pub(crate) fn list(&self, region: Arc<RegionMemory>) {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        regions.push(region);
     }
 
     /// The region that `address` is in.
@@ -278,17 +314,34 @@ impl Shared {
 
     /// Bytes in use beside resident pages.
     pub(crate) fn other_bytes(&self) -> u64 {
-        let devices: u64 = self
-            .swap
-            .areas()
-            .map(|area| area.device().memory_bytes() + area.metadata_bytes())
-            .sum();
-        devices + self.swap.frames().staged_bytes() + self.fixed_bytes()
+        let moving = self.store_bytes() + self.swap.frames().staged_bytes();
+        match self.budget.rest() {
+            // The tables are in it.
+            Some(rest) => moving.saturating_add_signed(rest),
+            None => moving + self.metadata_bytes() + self.fixed_bytes(),
+        }
+    }
+
+    fn store_bytes(&self) -> u64 {
+        let areas = self.swap.areas();
+        areas.map(|area| area.device().memory_bytes()).sum()
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        self.swap.areas().map(|area| area.metadata_bytes()).sum()
     }
 
     /// Bytes that are in use whatever is swapped out.
     pub(crate) fn fixed_bytes(&self) -> u64 {
         self.swap.frames().fixed_bytes() + self.budget.table_bytes()
+    }
+
+    /// The process has `resident` bytes in memory, as the system says.
+    pub(crate) fn note_resident(&self, resident: u64) {
+        let counted = self.budget.resident_pages() * PAGE_SIZE as u64
+            + self.store_bytes()
+            + self.swap.frames().staged_bytes();
+        self.budget.set_rest(resident as i64 - counted as i64);
     }
 
     /// Bytes in use, all told: what the limit is compared with.

@@ -1,4 +1,5 @@
-//! A region's memory: pages that come and go through userfaultfd.
+//! Memory whose pages come and go through userfaultfd: a region's own mapping, or a window on memory
+//! that the program mapped itself.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use userswap_core::mask;
 use userswap_core::page_table::CHUNK_PAGES;
 use userswap_core::space::{AddressSpace, Frame, SpaceError};
 use userswap_sys::Errno;
-use userswap_sys::mapping::Mapping;
+use userswap_sys::mapping::{self, Mapping};
 use userswap_sys::uffd::{Outcome, Progress, Uffd};
 
 use crate::Error;
@@ -18,13 +19,17 @@ use crate::frames::{BLOCK_BYTES, FramePool, MOVE_AT_LEAST};
 /// locked for a moment).
 const TRIES: usize = 64;
 
-/// A region's memory.
+/// Pages in memory.
 #[derive(Debug)]
 pub(crate) struct RealSpace {
-    mapping: Mapping,
+    base: usize,
+    len: usize,
+    /// What a region's pages are in; `None`: a window on the program's own mappings.
+    mapping: Option<Mapping>,
     uffd: Arc<Uffd>,
     frames: Arc<FramePool>,
-    /// Pages that could not be brought in are marked (thread mode).
+    /// A page that is missing by its word and there by the system's is a page that could not be
+    /// brought in and was marked (thread mode). In a window it may as well be the program's.
     marks: bool,
 }
 
@@ -43,7 +48,9 @@ impl RealSpace {
             errno,
         })?;
         Ok(Self {
-            mapping,
+            base: mapping.base(),
+            len,
+            mapping: Some(mapping),
             // In SIGBUS mode the access itself fails: nothing needs a mark.
             marks: !uffd.enabled().sigbus(),
             uffd,
@@ -51,12 +58,37 @@ impl RealSpace {
         })
     }
 
+    /// A window on whatever the program maps in `len` bytes from `base`: its parts are registered one by
+    /// one, by [`RealSpace::register`].
+    pub(crate) fn window(base: usize, len: usize, uffd: Arc<Uffd>, frames: Arc<FramePool>) -> Self {
+        Self {
+            base,
+            len,
+            mapping: None,
+            uffd,
+            frames,
+            marks: false,
+        }
+    }
+
+    /// From now on a touch of a missing page of the range, within a window, is a fault of ours.
+    pub(crate) fn register(&self, range: &Range<usize>) -> Result<(), Errno> {
+        debug_assert!(self.is_window() && range.start >= self.base);
+        // SAFETY: the program's own private anonymous memory, in which a page that is missing stands for
+        // zeros, or for what its word says: the fault handler puts there the one or the other.
+        unsafe { self.uffd.register(range.start, range.len()) }
+    }
+
+    pub(crate) fn is_window(&self) -> bool {
+        self.mapping.is_none()
+    }
+
     pub(crate) fn base(&self) -> usize {
-        self.mapping.base()
+        self.base
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.mapping.len()
+        self.len
     }
 
     pub(crate) fn uffd(&self) -> &Uffd {
@@ -64,19 +96,21 @@ impl RealSpace {
     }
 
     pub(crate) fn address(&self, page: usize) -> usize {
-        debug_assert!(page < self.len() / PAGE_SIZE);
-        self.mapping.base() + page * PAGE_SIZE
+        debug_assert!(page < self.len / PAGE_SIZE);
+        self.base + page * PAGE_SIZE
     }
 
     /// Forgets a poison mark, so that the next access faults again. The page is missing otherwise.
     pub(crate) fn forget_poison(&self, page: usize) {
         // Failing leaves the mark: the access then fails closed again.
-        let _ = self.mapping.discard(page_range(page, 1));
+        let _ = self.give_back(page, 1);
     }
-}
 
-fn page_range(page: usize, count: usize) -> Range<usize> {
-    page * PAGE_SIZE..(page + count) * PAGE_SIZE
+    /// Gives the memory of pages back to the system.
+    fn give_back(&self, page: usize, count: usize) -> Result<(), Errno> {
+        // SAFETY: the pages are of this space, and whoever asks has no use for their contents.
+        unsafe { mapping::discard(self.address(page), count * PAGE_SIZE) }
+    }
 }
 
 /// Runs `step(done pages, pages to go)` until `count` pages are done or one is refused.
@@ -96,6 +130,11 @@ fn run(count: usize, mut step: impl FnMut(usize, usize) -> Progress) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Whether a run may have been refused because it does not lie in one mapping, as those of a program need not.
+fn spans_mappings(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::INVAL)
 }
 
 fn space_error((done, errno): (usize, Errno)) -> (usize, SpaceError) {
@@ -122,6 +161,13 @@ impl RealSpace {
                 return Ok(());
             };
             start += done;
+            if self.is_window() && count - start > 1 && spans_mappings(errno) {
+                // The part in the first mapping, page by page.
+                let single = run(1, |_, rest| step(start, rest));
+                single.map_err(|(_, errno)| space_error((start, errno)))?;
+                start += 1;
+                continue;
+            }
             // A page that is missing by its word and there by the system's has a mark of ours: an access
             // failed, and nobody has asked again since.
             if errno != Errno::EXIST || !self.marks || unmarked == Some(start) {
@@ -130,6 +176,20 @@ impl RealSpace {
             self.forget_poison(page + start);
             unmarked = Some(start);
         }
+    }
+
+    fn put_zeros(&self, page: usize, count: usize, write: bool) -> Result<(), (usize, SpaceError)> {
+        if write {
+            // Pages of their own at once: a shared zero page would fault again on the write.
+            return self.copy(page, self.frames.zeros(), count);
+        }
+        self.fill(page, count, |done, rest| {
+            // SAFETY: the pages are missing, their chunk is locked, and zeros are what they hold.
+            unsafe {
+                self.uffd
+                    .zeropage(self.address(page + done), rest * PAGE_SIZE)
+            }
+        })
     }
 
     fn copy(&self, page: usize, source: usize, count: usize) -> Result<(), (usize, SpaceError)> {
@@ -153,12 +213,12 @@ impl AddressSpace for RealSpace {
     type Frames = Arc<FramePool>;
 
     fn unmap(&self, page: usize, frame: Frame, count: usize) -> usize {
-        let moved = run(count, |done, rest| {
+        let step = |done, rest| {
             let to = self.frames.address(Frame {
                 index: frame.index + done,
                 ..frame
             });
-            // SAFETY: the region is registered, so a touch of a page that has left faults to us; the
+            // SAFETY: the range is registered, so a touch of a page that has left faults to us; the
             // frames are empty and ours. What the page held stays findable: it is in the frame, and
             // its chunk is locked until its word says so.
             unsafe {
@@ -169,9 +229,25 @@ impl AddressSpace for RealSpace {
                     false,
                 )
             }
-        });
+        };
         // The page that would not go is in use by the system, or shared: it stays where it is.
-        let moved = moved.map_or_else(|(done, _)| done, |()| count);
+        let mut moved = 0;
+        while moved < count {
+            match run(count - moved, |done, rest| step(moved + done, rest)) {
+                Ok(()) => moved = count,
+                Err((done, errno)) => {
+                    moved += done;
+                    let single = self.is_window()
+                        && count - moved > 1
+                        && spans_mappings(errno)
+                        && run(1, |_, rest| step(moved, rest)).is_ok();
+                    if !single {
+                        break;
+                    }
+                    moved += 1;
+                }
+            }
+        }
         if moved > 0 {
             self.frames.moved_in(frame, moved);
         }
@@ -222,20 +298,24 @@ impl AddressSpace for RealSpace {
 
     fn map_zeros(&self, page: usize, count: usize, write: bool) -> Result<(), (usize, SpaceError)> {
         debug_assert!(count <= CHUNK_PAGES && mask::run(0, count) != 0);
-        if write {
-            // Pages of their own at once: a shared zero page would fault again on the write.
-            return self.copy(page, self.frames.zeros(), count);
-        }
-        self.fill(page, count, |done, rest| {
-            // SAFETY: the pages are missing, their chunk is locked, and zeros are what they hold.
-            unsafe {
-                self.uffd
-                    .zeropage(self.address(page + done), rest * PAGE_SIZE)
+        let mut start = 0;
+        loop {
+            match self.put_zeros(page + start, count - start, write) {
+                // The program's own page, there before the window was registered: it stays.
+                Err((done, SpaceError::Refused(errno)))
+                    if self.is_window() && errno == Errno::EXIST.raw_os_error() =>
+                {
+                    start += done + 1;
+                    if start == count {
+                        return Ok(());
+                    }
+                }
+                other => return other.map_err(|(done, error)| (start + done, error)),
             }
-        })
+        }
     }
 
     fn discard(&self, page: usize, count: usize) -> bool {
-        self.mapping.discard(page_range(page, count)).is_ok()
+        self.give_back(page, count).is_ok()
     }
 }

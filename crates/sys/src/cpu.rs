@@ -1,4 +1,4 @@
-//! Which CPU a thread runs on, and pinning it to one.
+//! Which CPU a thread runs on, pinning it to one, and which thread this is.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
@@ -11,6 +11,13 @@ use crate::Errno;
 #[inline]
 pub fn current() -> usize {
     sched_getcpu()
+}
+
+/// The calling thread's number, as the kernel gives it in events. Never 0.
+///
+/// *Fault path.*
+pub fn thread() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
 /// How many CPUs the calling thread may run on: what a container or a batch job was given, not what the machine has.

@@ -5,6 +5,8 @@
 //! |---|---|
 //! | [`timing`] | the monotonic clock |
 //! | [`cpu`] | which CPU a thread runs on, and pinning |
+//! | [`own`] | what in this process is ours and must stay in memory |
+//! | [`futex`] | sleeping on a word |
 //! | [`mapping`] | anonymous memory: reserve, advise, discard, populate |
 //! | [`uffd`] | userfaultfd: register, copy, move, wake, poison, read events |
 //! | [`signals`] | the one SIGBUS handler, and the chain to an earlier one |
@@ -16,8 +18,10 @@
 //! `errno` alone: it issues its system calls directly, and errors come back as values ([`Errno`]).
 
 pub mod cpu;
+pub mod futex;
 pub mod host;
 pub mod mapping;
+pub mod own;
 pub mod signals;
 pub mod timing;
 pub mod uffd;

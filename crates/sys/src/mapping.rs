@@ -6,7 +6,7 @@ use std::ptr;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use thiserror::Error;
 
-use crate::{Errno, PAGE_SIZE};
+use crate::{Errno, PAGE_SIZE, own};
 
 /// Why a mapping could not be made or changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -110,6 +110,7 @@ impl Mapping {
                 unmapped.map_err(|errno| MappingError::Reserve { len: asked, errno })?;
             }
         }
+        own::note(&whole.addresses());
         Ok(whole)
     }
 
@@ -213,11 +214,49 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        own::forget(&self.addresses());
         // SAFETY: made by `reserve`, unmapped nowhere else; whoever kept an address vouched to stop using it.
         let unmapped = unsafe { munmap(self.base as *mut _, self.len) };
         // Only a full map table (vm.max_map_count) refuses, when a neighbour had merged with it: the range leaks then.
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }
+}
+
+/// Gives the frames of a range back that some [`Mapping`] or the program itself mapped, as [`Mapping::discard`] does.
+///
+/// *Fault path.*
+///
+/// # Safety
+/// What the range holds is needed by nobody: it is the caller's, or its owner has asked for this.
+pub unsafe fn discard(addr: usize, len: usize) -> Result<(), Errno> {
+    // SAFETY: that nobody needs the contents is the caller's part.
+    unsafe { madvise(addr as *mut _, len, Advice::LinuxDontNeed) }
+}
+
+/// Which of `pages` pages (at most 64) from `addr` are present; bit *i* is page *i*. `None`: some of the range is not
+/// mapped.
+///
+/// *Fault path.*
+pub fn present_mask(addr: usize, pages: usize) -> Option<u64> {
+    let mut present = [0u8; 64];
+    assert!(pages <= present.len());
+    let result: isize;
+    // SAFETY: mincore only looks; it writes one byte for each page, for which there is room. The raw call leaves errno.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_mincore as isize => result,
+            in("rdi") addr,
+            in("rsi") pages * PAGE_SIZE,
+            in("rdx") present.as_mut_ptr(),
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    // Bit 0: present. The others are not defined.
+    let bits = present[..pages].iter().rev();
+    (result == 0).then(|| bits.fold(0, |mask, &page| mask << 1 | u64::from(page & 1)))
 }
 
 /// How many pages of any mapped range are present. `addr` and `len` are whole pages. It allocates a byte a page.
@@ -299,6 +338,23 @@ mod tests {
             mapping.resident_pages(0..mapping.len()).expect("resident"),
             4
         );
+    }
+
+    #[test]
+    fn the_mask_says_which_pages_are_present() {
+        let mapping = Mapping::reserve(64 * PAGE_SIZE, PAGE_SIZE).expect("reserve");
+        mapping.advise_no_huge().expect("no huge");
+        mapping
+            .populate(3 * PAGE_SIZE..5 * PAGE_SIZE)
+            .expect("populate");
+        assert_eq!(present_mask(mapping.base(), 64), Some(0b11000));
+        assert_eq!(present_mask(mapping.base() + 4 * PAGE_SIZE, 8), Some(1));
+        // SAFETY: nobody needs what this test's mapping holds.
+        unsafe { discard(mapping.base() + 3 * PAGE_SIZE, PAGE_SIZE) }.expect("discard");
+        assert_eq!(present_mask(mapping.base(), 64), Some(0b10000));
+        let gone = mapping.base();
+        drop(mapping);
+        assert_eq!(present_mask(gone, 64), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Getting a userfaultfd, which hosts refuse in several ways, and agreeing on features.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 use rustix::fs::{Mode, OFlags};
@@ -107,6 +107,23 @@ impl Uffd {
             available,
             enabled: ask,
         })
+    }
+}
+
+impl Uffd {
+    /// Opens another userfaultfd in this one's place, under the same descriptor: in a child of fork, whose inherited one
+    /// acts on the parent's memory. Nothing is registered with it yet.
+    ///
+    /// [`Uffd::enabled`] goes on telling what was agreed on first.
+    pub fn reopen(&self, want: Open) -> Result<(), OpenError> {
+        let new = Uffd::open(want)?;
+        rustix::io::retry_on_intr(|| {
+            // SAFETY: the number goes on being this descriptor's, which nobody else closes.
+            let mut place =
+                std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(self.fd.as_raw_fd()) });
+            rustix::io::dup3(&new.fd, &mut place, rustix::io::DupFlags::CLOEXEC)
+        })
+        .map_err(OpenError::Handshake)
     }
 }
 

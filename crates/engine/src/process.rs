@@ -1,0 +1,598 @@
+//! An engine over the process's own memory: mappings that the program made and changes itself.
+//!
+//! Ranges of the program's private anonymous memory are *taken on*: registered, so that whatever is
+//! missing there is asked of us, and what is in memory gets its word. From then on they are swapped like
+//! a region. The program's system calls that change them go through here ([`Process::unmap`],
+//! [`Process::remap`], [`Process::discard`], [`Process::fork_begin`]), so that the words tell the truth
+//! when the call returns. What is not taken on is left alone.
+//!
+//! Used by the preloaded library of `userswap run`; not part of the stable interface.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use userswap_core::device::PAGE_SIZE;
+use userswap_core::mask;
+use userswap_core::page_table::CHUNK_PAGES;
+use userswap_sys::mapping::present_mask;
+use userswap_sys::signals::{self, Blocked};
+use userswap_sys::{Errno, own};
+
+use crate::engine::{Owner, open_faults_again, start_reclaimer};
+use crate::fault::Handlers;
+use crate::moving::Change;
+use crate::reclaim::chunk_mask;
+use crate::shared::{RegionMemory, Shared};
+use crate::spec::FaultMode;
+use crate::stats::Stats;
+use crate::windows::{self, WINDOW_BYTES};
+use crate::{EngineBuilder, Error};
+
+/// An engine over the process's own memory. It lives until the process ends.
+pub struct Process {
+    shared: Arc<Shared>,
+    /// Read by whoever changes memory that is not taken on; written to take memory on, and to fork.
+    changes: RwLock<()>,
+    /// The ranges taken on: start to end, none touching the next. Taken after `changes`.
+    taken: Mutex<BTreeMap<usize, usize>>,
+    /// What a fork holds, between its two halves.
+    forking: Mutex<Option<Forking>>,
+}
+
+/// Everything that must stand still while the process forks.
+struct Forking {
+    _changes: RwLockWriteGuard<'static, ()>,
+    change: Change<'static>,
+    _blocked: Blocked,
+}
+
+// SAFETY: a `Forking` is put away and taken out by one thread, the one that forks; in the child that is
+// the only thread there is.
+unsafe impl Send for Forking {}
+
+impl Process {
+    /// Starts an engine over this process. Once in a process.
+    ///
+    /// # Errors
+    /// As for [`EngineBuilder::build`].
+    pub fn start(builder: EngineBuilder) -> Result<&'static Self, Error> {
+        let owner: Arc<Owner> = builder.build_for_process()?;
+        let shared = Arc::clone(&owner.shared);
+        // Its threads run until the process ends.
+        std::mem::forget(owner);
+        Ok(Box::leak(Box::new(Self {
+            shared,
+            changes: RwLock::new(()),
+            taken: Mutex::default(),
+            forking: Mutex::new(None),
+        })))
+    }
+
+    /// How faults reach the engine.
+    #[must_use]
+    pub fn fault_mode(&self) -> FaultMode {
+        self.shared.mode
+    }
+
+    /// What the engine holds and has done.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let _blocked = Blocked::new();
+        self.shared.stats()
+    }
+
+    /// The process has `bytes` in memory now, as the system says: what the limit is compared with.
+    pub fn note_resident(&self, bytes: u64) {
+        self.shared.note_resident(bytes);
+        if self.shared.is_short() {
+            self.shared.reclaimer.ring();
+        }
+    }
+
+    /// Bytes the process has in memory, as far as is known without asking the system.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.shared.used_bytes()
+    }
+
+    /// Bytes of address space taken on.
+    #[must_use]
+    pub fn taken_bytes(&self) -> u64 {
+        let taken = self.taken();
+        taken.iter().map(|(start, end)| (end - start) as u64).sum()
+    }
+
+    /// Takes memory on: `find` names ranges of private anonymous memory that can be read and written,
+    /// whole pages, ascending, as they are now. What is ours among them is left out. Returns how many pages
+    /// were found in memory.
+    ///
+    /// No change of the address space that goes through here happens meanwhile.
+    pub fn take_on(&self, find: impl FnOnce(&mut dyn FnMut(Range<usize>))) -> u64 {
+        let _blocked = Blocked::new();
+        let _changes = self.changes_write();
+        let Some(ours) = own::ranges() else {
+            // Not to be told apart: nothing more is taken on.
+            return 0;
+        };
+        let mut ours: Vec<_> = ours.collect();
+        ours.sort_unstable_by_key(|range| range.start);
+        let mut pages = 0;
+        find(&mut |range| {
+            for part in without(range, &ours) {
+                for part in self.not_taken(part) {
+                    pages += self.take_on_range(&part);
+                }
+            }
+        });
+        pages
+    }
+
+    /// Runs `call`, a system call that takes the mappings of `range` away if it succeeds (munmap, mmap with
+    /// MAP_FIXED, brk downwards), and forgets what was there. `call` returns the kernel's result.
+    pub fn unmap(&self, range: Range<usize>, call: impl FnOnce() -> isize) -> isize {
+        self.change(&range, call, |result| {
+            if is_error(result) {
+                self.resync(&range);
+            } else {
+                self.forget(&range);
+                self.give_up(&range);
+            }
+        })
+    }
+
+    /// Runs `call`, a system call that throws the contents of `range` away (madvise with
+    /// MADV_DONTNEED).
+    pub fn discard(&self, range: Range<usize>, call: impl FnOnce() -> isize) -> isize {
+        if !range.start.is_multiple_of(PAGE_SIZE) {
+            return call();
+        }
+        let range = range.start..range.end.next_multiple_of(PAGE_SIZE);
+        self.change(&range, call, |result| {
+            // With holes in the range, all that is mapped was discarded nevertheless.
+            if !is_error(result) || result == -(Errno::NOMEM.raw_os_error() as isize) {
+                self.forget(&range);
+            } else {
+                self.resync(&range);
+            }
+        })
+    }
+
+    /// Runs `call`, an mremap of `old` to `new_len` bytes, and has what was swapped out go along.
+    pub fn remap(
+        &self,
+        old: Range<usize>,
+        new_len: usize,
+        fixed: Option<usize>,
+        call: impl FnOnce() -> isize,
+    ) -> isize {
+        // A fixed target is unmapped by the same call.
+        let target = fixed.map(|start| start..start + new_len);
+        let _blocked = Blocked::new();
+        let _changes = self.changes_read();
+        let target_taken = target.as_ref().is_some_and(|target| self.is_taken(target));
+        if !self.is_taken(&old) && !target_taken {
+            return call();
+        }
+        let change = self.shared.moving.close();
+        let result = call();
+        if !is_error(result) {
+            if let Some(target) = &target {
+                self.forget(target);
+                self.give_up(target);
+            }
+            let start = result as usize;
+            if start == old.start {
+                self.resize(&old, new_len);
+            } else {
+                self.carry_over(&old, &(start..start + new_len));
+            }
+        }
+        self.end(change);
+        result
+    }
+
+    /// Writes what can be of `range` out. Returns how many pages left memory.
+    pub fn page_out(&self, range: &Range<usize>) -> usize {
+        let _blocked = Blocked::new();
+        let mut pages = 0;
+        for (window, part) in windows_of(range) {
+            for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
+                let _inside = self.shared.moving.enter();
+                let Some(window) = windows::find(window) else {
+                    continue;
+                };
+                // What cannot leave stays.
+                let _ = self.shared.stage(window, chunk, chunk_mask(&part, chunk));
+                pages += self.shared.write_out_chunk(window.number, chunk);
+            }
+        }
+        pages
+    }
+
+    /// Before a fork: when this returns, nothing of the engine moves, and no lock of it is held by another
+    /// thread. [`Process::fork_end`] follows, in the parent and in the child.
+    pub fn fork_begin(&'static self) {
+        let blocked = Blocked::new();
+        let changes = self.changes_write();
+        let change = self.shared.moving.close();
+        *lock(&self.forking) = Some(Forking {
+            _changes: changes,
+            change,
+            _blocked: blocked,
+        });
+    }
+
+    /// After a fork, or one that failed. In the child, swapped memory works when this returns, in the thread
+    /// that touches it; [`Process::start_threads`] follows when threads can be started.
+    ///
+    /// # Errors
+    /// In the child, when it cannot be given swapped memory of its own: it must not go on.
+    pub fn fork_end(&'static self, child: bool) -> Result<(), Error> {
+        let Some(forking) = lock(&self.forking).take() else {
+            return Ok(());
+        };
+        let result = if child {
+            forking.change.inherit();
+            self.become_child()
+        } else {
+            Ok(())
+        };
+        let Forking { change, .. } = forking;
+        self.end(change);
+        if child {
+            // With SIGBUS blocked, a touch of swapped memory would be the end.
+            signals::open_faults();
+        }
+        result
+    }
+
+    fn become_child(&self) -> Result<(), Error> {
+        let shared = &*self.shared;
+        shared.inline_for_now.store(true, Ordering::Relaxed);
+        open_faults_again(&shared.uffd, FaultMode::Inline)?;
+        shared.swap.frames().become_child()?;
+        self.register_all()?;
+        // The program may have put another handler there, which knows nothing of ours.
+        signals::reinstall().map_err(|errno| Error::System {
+            what: "install the SIGBUS handler in the child",
+            errno,
+        })?;
+        Ok(())
+    }
+
+    /// Starts the engine's threads in a child of fork.
+    ///
+    /// # Errors
+    /// A thread or a userfaultfd cannot be had: the child goes on with what [`Process::fork_end`] gave it.
+    pub fn start_threads(&'static self) -> Result<(), Error> {
+        let shared = &self.shared;
+        if !shared.inline_for_now.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let _blocked = Blocked::new();
+        shared.reclaimer.reset();
+        drop(start_reclaimer(shared)?);
+        if shared.mode == FaultMode::Thread {
+            let change = shared.moving.close();
+            let opened = open_faults_again(&shared.uffd, FaultMode::Thread)
+                .and_then(|()| self.register_all());
+            self.end(change);
+            opened?;
+            std::mem::forget(Handlers::start(shared)?);
+        }
+        shared.inline_for_now.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Registers every range taken on with a userfaultfd that has just been opened.
+    fn register_all(&self) -> Result<(), Error> {
+        for (&start, &end) in self.taken().iter() {
+            for (window, part) in windows_of(&(start..end)) {
+                let Some(space) = windows::find(window) else {
+                    continue;
+                };
+                let base = space.mm.space.base();
+                let range = base + part.start * PAGE_SIZE..base + part.end * PAGE_SIZE;
+                space
+                    .mm
+                    .space
+                    .register(&range)
+                    .map_err(|errno| Error::System {
+                        what: "register memory in a child process",
+                        errno,
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `call`, and `then` with its result, while no page of `range` moves.
+    fn change(
+        &self,
+        range: &Range<usize>,
+        call: impl FnOnce() -> isize,
+        then: impl FnOnce(isize),
+    ) -> isize {
+        let _blocked = Blocked::new();
+        let _changes = self.changes_read();
+        if !self.is_taken(range) {
+            return call();
+        }
+        let change = self.shared.moving.close();
+        let result = call();
+        then(result);
+        self.end(change);
+        result
+    }
+
+    fn end(&self, change: Change<'_>) {
+        change.end(|address| {
+            // Refused only where nothing is mapped any more, and so nobody waits.
+            let _ = self.shared.uffd.wake(address & !(PAGE_SIZE - 1), PAGE_SIZE);
+        });
+    }
+
+    fn take_on_range(&self, range: &Range<usize>) -> u64 {
+        let mut pages = 0;
+        for (at, part) in windows_of(range) {
+            let _inside = self.shared.moving.enter();
+            let window = self.window_at(at);
+            let space = &window.mm.space;
+            let bytes = space.base() + part.start * PAGE_SIZE..space.base() + part.end * PAGE_SIZE;
+            if space.register(&bytes).is_err() {
+                // Gone or changed meanwhile, or of a kind that cannot be: it stays as it is.
+                continue;
+            }
+            self.record(&bytes);
+            for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
+                let wanted = chunk_mask(&part, chunk);
+                let (first, count) = (
+                    wanted.trailing_zeros() as usize,
+                    wanted.count_ones() as usize,
+                );
+                let address = space.address(chunk * CHUNK_PAGES + first);
+                let new = self.shared.swap.adopt(&window.mm, chunk, || {
+                    present_mask(address, count).map_or(0, |present| present << first)
+                });
+                self.shared.budget.take_over(u64::from(new.count_ones()));
+                pages += u64::from(new.count_ones());
+            }
+        }
+        pages
+    }
+
+    /// The window at `address`, made if need be. Called with `changes` written.
+    fn window_at(&self, address: usize) -> &'static RegionMemory {
+        if let Some(window) = windows::find(address) {
+            return window;
+        }
+        let base = address / WINDOW_BYTES * WINDOW_BYTES;
+        let window = Arc::new(RegionMemory::window(base, WINDOW_BYTES, &self.shared));
+        windows::publish(Arc::clone(&window));
+        self.shared.list(window);
+        windows::find(address).expect("just made")
+    }
+
+    /// What is swapped out of `range` is not needed any more, and what was in memory there is gone.
+    fn forget(&self, range: &Range<usize>) {
+        for (window, part) in windows_of(range) {
+            let Some(window) = windows::find(window) else {
+                continue;
+            };
+            for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
+                let present = self
+                    .shared
+                    .swap
+                    .forget(&window.mm, chunk, chunk_mask(&part, chunk));
+                self.shared.budget.uncharge(u64::from(present.count_ones()));
+            }
+        }
+    }
+
+    /// A call that failed may have done part of its work: pages that are not in memory any more are
+    /// forgotten.
+    fn resync(&self, range: &Range<usize>) {
+        for (at, part) in windows_of(range) {
+            let Some(window) = windows::find(at) else {
+                continue;
+            };
+            for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
+                let wanted = chunk_mask(&part, chunk) & self.shared.swap.present(&window.mm, chunk);
+                let gone = mask::filter(wanted, |index| {
+                    let address = window.mm.space.address(chunk * CHUNK_PAGES + index);
+                    present_mask(address, 1) != Some(1)
+                });
+                let present = self.shared.swap.forget(&window.mm, chunk, gone);
+                self.shared.budget.uncharge(u64::from(present.count_ones()));
+            }
+        }
+    }
+
+    /// A mapping was resized at its place.
+    fn resize(&self, old: &Range<usize>, new_len: usize) {
+        let end = old.start + new_len;
+        if end < old.end {
+            self.forget(&(end..old.end));
+            self.give_up(&(end..old.end));
+        } else if end > old.end && self.is_taken(&(old.end - PAGE_SIZE..old.end)) {
+            // What is new is registered like what it was added to.
+            for (at, _) in windows_of(&(old.end..end)) {
+                self.window_at(at);
+            }
+            self.record(&(old.end..end));
+        }
+    }
+
+    /// A mapping moved: the words go along, and so does what was taken on.
+    fn carry_over(&self, old: &Range<usize>, new: &Range<usize>) {
+        for part in self.taken_parts(old) {
+            let end = part.end.min(old.start + new.len());
+            self.give_up(&part);
+            if end <= part.start {
+                self.forget(&part);
+                continue;
+            }
+            self.forget(&(end..part.end));
+            let moved = part.start - old.start + new.start..end - old.start + new.start;
+            // A mapping that grew while it moved is taken on with what it grew by.
+            let moved = if end == old.end {
+                moved.start..new.end
+            } else {
+                moved
+            };
+            for (at, _) in windows_of(&moved) {
+                self.window_at(at);
+            }
+            for page in (part.start..end).step_by(PAGE_SIZE) {
+                let to = page - old.start + new.start;
+                let (from, to_window) = (windows::find(page), windows::find(to));
+                let (Some(from), Some(to_window)) = (from, to_window) else {
+                    continue;
+                };
+                let index =
+                    |window: &RegionMemory, address| (address - window.mm.space.base()) / PAGE_SIZE;
+                self.shared.swap.carry_over(
+                    &from.mm,
+                    index(from, page),
+                    &to_window.mm,
+                    index(to_window, to),
+                );
+            }
+            for (at, pages) in windows_of(&moved) {
+                let space = &self.window_at(at).mm.space;
+                let bytes =
+                    space.base() + pages.start * PAGE_SIZE..space.base() + pages.end * PAGE_SIZE;
+                if space.register(&bytes).is_err() {
+                    // Without it missing pages would read as zeros.
+                    signals::stderr_line(format_args!(
+                        "userswap: memory that the program moved to {:#x} cannot be registered; ending the process",
+                        bytes.start
+                    ));
+                    std::process::abort();
+                }
+                self.record(&bytes);
+            }
+        }
+    }
+
+    fn is_taken(&self, range: &Range<usize>) -> bool {
+        let taken = self.taken();
+        taken
+            .range(..range.end)
+            .next_back()
+            .is_some_and(|(_, &end)| end > range.start)
+    }
+
+    /// The parts of `range` that are taken on.
+    fn taken_parts(&self, range: &Range<usize>) -> Vec<Range<usize>> {
+        let taken = self.taken();
+        let mut parts: Vec<_> = taken
+            .range(..range.end)
+            .rev()
+            .take_while(|&(_, &end)| end > range.start)
+            .map(|(&start, &end)| start.max(range.start)..end.min(range.end))
+            .collect();
+        parts.reverse();
+        parts
+    }
+
+    fn not_taken(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        let taken = self.taken_parts(&range);
+        without(range, &taken)
+    }
+
+    /// `range` is taken on from now on.
+    fn record(&self, range: &Range<usize>) {
+        let mut taken = self.taken();
+        let (mut start, mut end) = (range.start, range.end);
+        // Joined with its neighbours.
+        if let Some((&before, &until)) = taken.range(..=start).next_back()
+            && until >= start
+        {
+            start = before;
+            end = end.max(until);
+        }
+        while let Some((&next, &until)) = taken.range(start..).next()
+            && next <= end
+        {
+            end = end.max(until);
+            taken.remove(&next);
+        }
+        taken.insert(start, end);
+    }
+
+    /// `range` is not taken on any more.
+    fn give_up(&self, range: &Range<usize>) {
+        let parts = self.taken_parts(range);
+        let mut taken = self.taken();
+        for part in parts {
+            let (&start, &end) = taken
+                .range(..=part.start)
+                .next_back()
+                .expect("a part of something taken on");
+            taken.remove(&start);
+            if start < part.start {
+                taken.insert(start, part.start);
+            }
+            if part.end < end {
+                taken.insert(part.end, end);
+            }
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<usize, usize>> {
+        lock(&self.taken)
+    }
+
+    fn changes_read(&self) -> RwLockReadGuard<'_, ()> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changes_write(&self) -> RwLockWriteGuard<'_, ()> {
+        self.changes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a system call's result is an error number.
+fn is_error(result: isize) -> bool {
+    (-4095..0).contains(&result)
+}
+
+/// The windows that `range` touches: an address in each, and which pages of the window are in the range.
+fn windows_of(range: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+    let (start, end) = (range.start, range.end);
+    let first = start / WINDOW_BYTES * WINDOW_BYTES;
+    (first..end).step_by(WINDOW_BYTES).map(move |base| {
+        let from = start.max(base);
+        let to = end.min(base + WINDOW_BYTES);
+        (
+            base,
+            (from - base) / PAGE_SIZE..(to - base).div_ceil(PAGE_SIZE),
+        )
+    })
+}
+
+/// `range` without those in `holes`, which are sorted and need not be whole pages.
+fn without(range: Range<usize>, holes: &[Range<usize>]) -> Vec<Range<usize>> {
+    let (mut at, mut parts) = (range.start, Vec::new());
+    for hole in holes {
+        let hole = hole.start & !(PAGE_SIZE - 1)..hole.end.next_multiple_of(PAGE_SIZE);
+        if hole.end <= at || hole.start >= range.end {
+            continue;
+        }
+        if hole.start > at {
+            parts.push(at..hole.start);
+        }
+        at = hole.end;
+    }
+    if at < range.end {
+        parts.push(at..range.end);
+    }
+    parts
+}

@@ -1,0 +1,35 @@
+//! Windows on the program's own memory: fixed parts of the address space, each with page-table words of
+//! its own, found by address without a lock.
+//!
+//! Guarantee: a window once made stays, at its place, until the process ends. So a reference to one
+//! is good for ever, in signal handlers too.
+
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::shared::RegionMemory;
+
+/// Bytes of a window; windows lie at its multiples.
+pub(crate) const WINDOW_BYTES: usize = 1 << 30;
+
+/// User addresses are below this.
+const ADDRESSES: usize = 1 << 47;
+
+static TABLE: [AtomicPtr<RegionMemory>; ADDRESSES / WINDOW_BYTES] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; ADDRESSES / WINDOW_BYTES];
+
+/// The window that `address` is in, if there is one.
+pub(crate) fn find(address: usize) -> Option<&'static RegionMemory> {
+    // Acquire: pairs with `publish`.
+    let window = TABLE.get(address / WINDOW_BYTES)?.load(Ordering::Acquire);
+    // SAFETY: null, or from `publish`: a window that is never freed.
+    unsafe { window.as_ref() }
+}
+
+/// Makes `window` the one at its base, where there is none yet.
+pub(crate) fn publish(window: std::sync::Arc<RegionMemory>) {
+    let row = &TABLE[window.mm.space.base() / WINDOW_BYTES];
+    let window = std::sync::Arc::into_raw(window).cast_mut();
+    // Release: whoever finds it sees it whole.
+    let before = row.swap(window, Ordering::Release);
+    debug_assert!(before.is_null(), "two windows at one place");
+}

@@ -1,0 +1,8 @@
+//! The engine over the process's own memory, in inline mode.
+
+mod common;
+
+const FAULTS: userswap::FaultMode = userswap::FaultMode::Inline;
+
+#[path = "process/cases.rs"]
+mod cases;

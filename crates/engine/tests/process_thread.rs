@@ -1,0 +1,8 @@
+//! The engine over the process's own memory, in thread mode.
+
+mod common;
+
+const FAULTS: userswap::FaultMode = userswap::FaultMode::Thread;
+
+#[path = "process/cases.rs"]
+mod cases;
