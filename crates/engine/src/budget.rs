@@ -21,7 +21,7 @@ const NOT_ASKED: i64 = i64::MIN;
 #[derive(Debug)]
 pub(crate) struct Budget {
     /// Bytes; `u64::MAX`: none.
-    limit: u64,
+    limit: AtomicU64,
     /// Pages mapped in regions, and pages charged that are about to be.
     resident: AtomicU64,
     /// Bytes of the regions' page-table words.
@@ -48,7 +48,7 @@ pub(crate) enum Level {
 impl Budget {
     pub(crate) fn new(limit: Option<u64>) -> Self {
         Self {
-            limit: limit.unwrap_or(u64::MAX),
+            limit: AtomicU64::new(limit.unwrap_or(u64::MAX)),
             resident: AtomicU64::new(0),
             tables: AtomicU64::new(0),
             rest: AtomicI64::new(NOT_ASKED),
@@ -59,12 +59,23 @@ impl Budget {
 
     /// The limit in bytes.
     pub(crate) fn limit(&self) -> Option<u64> {
-        (self.limit != u64::MAX).then_some(self.limit)
+        let limit = self.limit_bytes();
+        (limit != u64::MAX).then_some(limit)
+    }
+
+    fn limit_bytes(&self) -> u64 {
+        // Relaxed, here and below: sums that are only compared with a limit.
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// From now on charges are held against `limit`, in bytes.
+    pub(crate) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.exceeded.store(0, Ordering::Relaxed);
     }
 
     /// Pages mapped in regions.
     pub(crate) fn resident_pages(&self) -> u64 {
-        // Relaxed, here and below: sums that are only compared with a limit.
         self.resident.load(Ordering::Relaxed)
     }
 
@@ -107,7 +118,7 @@ impl Budget {
     pub(crate) fn charge(&self, pages: u64, others: u64) -> bool {
         let resident = self.resident.fetch_add(pages, Ordering::Relaxed) + pages;
         let limit = self
-            .limit
+            .limit_bytes()
             .saturating_add(self.exceeded.load(Ordering::Relaxed));
         if resident * PAGE_SIZE as u64 + others <= limit {
             return true;
@@ -129,12 +140,12 @@ impl Budget {
 
     /// How full it is, with `used` bytes in use.
     pub(crate) fn level(&self, used: u64) -> Level {
-        if self.limit == u64::MAX {
+        let Some(limit) = self.limit() else {
             return Level::Roomy;
-        }
-        match self.limit.saturating_sub(used) {
-            free if free < self.limit / 32 => Level::Tight,
-            free if free < self.limit / 16 => Level::Low,
+        };
+        match limit.saturating_sub(used) {
+            free if free < limit / 32 => Level::Tight,
+            free if free < limit / 16 => Level::Low,
             _ => Level::Roomy,
         }
     }
@@ -142,14 +153,15 @@ impl Budget {
     /// No room can be made with `used` bytes in use: lets the limit be exceeded, in steps, so that not
     /// every charge has to find that out anew. `true` the first time.
     pub(crate) fn exceed(&self, used: u64) -> bool {
-        let over = used.saturating_sub(self.limit) + self.limit / 32 + 64 * PAGE_SIZE as u64;
+        let limit = self.limit_bytes();
+        let over = used.saturating_sub(limit) + limit / 32 + 64 * PAGE_SIZE as u64;
         self.exceeded.store(over, Ordering::Relaxed);
         !self.warned.swap(true, Ordering::Relaxed)
     }
 
     /// Room was made down to `used` bytes: the limit holds again where it can.
     pub(crate) fn made_room(&self, used: u64) {
-        if self.exceeded.load(Ordering::Relaxed) > 0 && used < self.limit {
+        if self.exceeded.load(Ordering::Relaxed) > 0 && used < self.limit_bytes() {
             self.exceeded.store(0, Ordering::Relaxed);
         }
     }
@@ -183,6 +195,17 @@ mod tests {
         budget.uncharge(1000);
         budget.made_room(25 * PAGE);
         assert!(!budget.charge(1100, 0));
+    }
+
+    #[test]
+    fn a_new_limit_holds_from_the_next_charge() {
+        let budget = Budget::new(Some(10 * PAGE));
+        assert!(budget.charge(8, 0));
+        budget.set_limit(4 * PAGE);
+        assert!(!budget.charge(1, 0));
+        assert_eq!(budget.level(8 * PAGE), Level::Tight);
+        budget.set_limit(100 * PAGE);
+        assert!(budget.charge(50, 0));
     }
 
     #[test]

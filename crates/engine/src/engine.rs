@@ -119,14 +119,7 @@ impl EngineBuilder {
         if host::page_size() != PAGE_SIZE {
             return Err(Error::PageSize(host::page_size()));
         }
-        if let Some(bytes) = self.limit
-            && bytes < LEAST_LIMIT
-        {
-            return Err(Error::LimitTooSmall {
-                bytes,
-                least: LEAST_LIMIT,
-            });
-        }
+        self.limit.map_or(Ok(()), check_limit)?;
         let default_area = self
             .limit
             .map_or(0, |limit| limit.saturating_mul(16))
@@ -303,6 +296,16 @@ pub(crate) fn start_reclaimer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Er
         })
 }
 
+fn check_limit(bytes: u64) -> Result<(), Error> {
+    if bytes < LEAST_LIMIT {
+        return Err(Error::LimitTooSmall {
+            bytes,
+            least: LEAST_LIMIT,
+        });
+    }
+    Ok(())
+}
+
 pub(crate) fn check_size(what: &'static str, bytes: u64) -> Result<(), Error> {
     if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
         return Err(Error::Size { what, bytes });
@@ -378,6 +381,23 @@ impl Engine {
     #[must_use]
     pub fn fault_mode(&self) -> FaultMode {
         self.owner.shared.mode
+    }
+
+    /// Changes the limit, in bytes, and brings memory use down to it as far as can be done at once; what
+    /// cannot leave memory is charged on, and said, as under the old limit. How many frames the engine works
+    /// with stays as it was built.
+    ///
+    /// # Errors
+    /// A limit that is too small; an engine that was built without one.
+    pub fn set_limit(&self, bytes: u64) -> Result<(), Error> {
+        let _blocked = Blocked::new();
+        let shared = &*self.owner.shared;
+        check_limit(bytes)?;
+        if shared.budget.limit().is_none() {
+            return Err(Error::NoLimit);
+        }
+        shared.lower_to(bytes);
+        Ok(())
     }
 
     /// Brings everything back into memory and closes the swap area. The engine's regions go on working;

@@ -25,6 +25,9 @@ pub enum Error {
         /// The least limit, in bytes.
         least: u64,
     },
+    /// A limit for an engine that was built without one, and so has nobody who keeps to it.
+    #[error("this engine was built without a limit: build one with `limit`")]
+    NoLimit,
     /// A device name nobody knows.
     #[error("unknown device `{0}`: use zram, zram:zstd or ram")]
     UnknownDevice(String),

@@ -91,6 +91,37 @@ impl Process {
         }
     }
 
+    /// Changes the limit, in bytes.
+    pub fn set_limit(&self, bytes: u64) {
+        let shared = &*self.shared;
+        let Some(before) = shared.budget.limit() else {
+            return;
+        };
+        if bytes < before {
+            let _blocked = Blocked::new();
+            let _inside = shared.moving.enter();
+            shared.lower_to(bytes);
+        } else if bytes > before {
+            shared.budget.set_limit(bytes);
+        }
+    }
+
+    /// Descriptors that must stay open.
+    #[must_use]
+    pub fn descriptors(&self) -> [i32; 2] {
+        [
+            self.shared.uffd.number(),
+            self.shared.swap.frames().uffd().number(),
+        ]
+    }
+
+    /// Whether any of `range` is taken on.
+    #[must_use]
+    pub fn is_taken_on(&self, range: &Range<usize>) -> bool {
+        let _blocked = Blocked::new();
+        self.is_taken(range)
+    }
+
     /// Bytes the process has in memory, as far as is known without asking the system.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {

@@ -136,6 +136,23 @@ impl Shared {
         }
     }
 
+    /// Makes `limit` the limit, and room until it holds or nothing more can be done now.
+    pub(crate) fn lower_to(&self, limit: u64) {
+        self.budget.set_limit(limit);
+        // As many as make room for a charge: twice round every chunk, and some.
+        let mut steps = 64 + 2 * self.chunks();
+        while steps > 0 && self.used_bytes() > limit {
+            steps -= 1;
+            match self.reclaim_step() {
+                Step::Worked => {}
+                Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
+                Step::InVain | Step::Nothing => break,
+            }
+        }
+        self.compact_store();
+        self.reclaimer.ring();
+    }
+
     /// Does a bounded piece of work towards free memory.
     pub(crate) fn reclaim_step(&self) -> Step {
         // Announced first: whoever finds nothing to do meanwhile knows that somebody is at it. The bound:

@@ -243,3 +243,42 @@ fn limits_of_two_engines_do_not_mix() {
         }
     });
 }
+
+#[test]
+fn the_limit_can_be_changed_while_it_runs() {
+    let builder = Engine::builder().limit(24 * MIB as u64);
+    let Some(engine) = build("the_limit_can_be_changed_while_it_runs", builder) else {
+        return;
+    };
+    let region = engine.region(16 * MIB).expect("a region");
+    let pages = Pages::of(&region);
+    for page in 0..pages.count() {
+        pages.write(page, 1, Content::Text);
+    }
+    assert!(used(&engine.stats()) > 16 << 20, "all of it fits");
+    engine.set_limit(8 << 20).expect("a lower limit");
+    assert!(used(&engine.stats()) <= 8 << 20, "it left at once");
+    for page in 0..pages.count() {
+        pages.verify(page, 1, Content::Text);
+    }
+    assert!(used(&engine.stats()) <= (8 << 20) + (8 << 20) / 20);
+    engine.set_limit(24 << 20).expect("a higher limit");
+    for page in 0..pages.count() {
+        pages.verify(page, 1, Content::Text);
+    }
+    assert!(used(&engine.stats()) > 16 << 20, "there is room again");
+    let refused = engine
+        .set_limit(1 << 20)
+        .expect_err("too small")
+        .to_string();
+    assert!(
+        refused.contains("1048576") && refused.contains("4194304"),
+        "{refused}"
+    );
+    let without = Engine::builder().build().expect("an engine");
+    let refused = without
+        .set_limit(1 << 30)
+        .expect_err("no limit")
+        .to_string();
+    assert!(refused.contains("without a limit"), "{refused}");
+}

@@ -15,7 +15,7 @@ mod features;
 mod open;
 mod progress;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 
@@ -44,6 +44,11 @@ impl Uffd {
     /// The features in force on this descriptor.
     pub fn enabled(&self) -> Features {
         self.enabled
+    }
+
+    /// The descriptor's number.
+    pub fn number(&self) -> i32 {
+        self.fd.as_raw_fd()
     }
 
     /// How it was obtained.
