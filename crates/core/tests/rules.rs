@@ -421,13 +421,16 @@ fn whoever_waits_is_woken(rules: Rules) {
     // Long enough to have parked.
     thread::sleep(Duration::from_millis(20));
     stopped.go_on();
-    assert_eq!(tell.recv_timeout(HANG), Ok(Ok(1)), "the owner is done");
+    // In either order: a racer that is woken may be the first to tell.
+    let first = tell.recv_timeout(HANG).expect("the owner is done");
     let limit = if rules == Rules::ALL_KEPT {
         HANG
     } else {
         Duration::from_secs(1)
     };
-    let woken = tell.recv_timeout(limit);
-    assert_eq!(woken, Ok(Ok(0)), "nobody wakes who waits");
+    let woken = tell.recv_timeout(limit).expect("nobody wakes who waits");
+    let mut mapped = [first, woken];
+    mapped.sort_by_key(|pages| pages.is_ok_and(|pages| pages > 0));
+    assert_eq!(mapped, [Ok(0), Ok(1)]);
     check(&world.0, &[&world.1], &[]);
 }
