@@ -1,0 +1,160 @@
+//! A library for `LD_PRELOAD` that counts the system calls of a program, by number, in a file that all its processes share.
+//!
+//! `HOOK_COUNTS` names the file (512 counters of 8 bytes); without it nothing is counted. When counting begins, the call
+//! `prctl(0x75737761, first, behind)` says so to whoever traces, with the range of this library's addresses.
+//! `HOOK_MODE`: `count` (default), `idle` (installed, not active), `unwanted` (active, nobody wants a number), `off`.
+//! `HOOK_REPORT=1` prints what was found to standard error.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use userswap_hook::{Call, Decision, Handlers};
+
+const NUMBERS: usize = 512;
+/// "uswa"
+const MARK: usize = 0x7573_7761;
+
+struct Counting {
+    counts: &'static [AtomicU64],
+    all: bool,
+}
+
+impl Handlers for Counting {
+    fn wants(&self, _nr: usize) -> bool {
+        self.all
+    }
+
+    fn before(&self, call: &mut Call) -> Decision {
+        if let Some(count) = self.counts.get(call.nr) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Decision::Run
+    }
+
+    fn after(&self, call: &Call, result: isize) {
+        std::hint::black_box((call, result));
+    }
+}
+
+/// The file's counters, or private ones.
+fn counters() -> &'static [AtomicU64] {
+    let len = NUMBERS * 8;
+    if let Some(path) = std::env::var_os("HOOK_COUNTS") {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap_or_else(|e| panic!("HOOK_COUNTS={}: {e}", path.display()));
+        // SAFETY: a new shared mapping of as many bytes as the file has; never unmapped. Atomics may be shared
+        // between processes.
+        unsafe {
+            let at = rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
+                rustix::mm::MapFlags::SHARED,
+                &file,
+                0,
+            )
+            .expect("counters can be mapped");
+            std::slice::from_raw_parts(at.cast(), NUMBERS)
+        }
+    } else {
+        (0..NUMBERS)
+            .map(|_| AtomicU64::new(0))
+            .collect::<Vec<_>>()
+            .leak()
+    }
+}
+
+extern "C" fn start() {
+    let mode = std::env::var("HOOK_MODE").unwrap_or_default();
+    if mode == "off" {
+        return;
+    }
+    let handlers = Box::leak(Box::new(Counting {
+        counts: counters(),
+        all: mode != "unwanted",
+    }));
+    let began = std::time::Instant::now();
+    let found = match userswap_hook::install(handlers) {
+        Ok(found) => found,
+        Err(error) => {
+            eprintln!("counting: {error}");
+            return;
+        }
+    };
+    if std::env::var_os("HOOK_REPORT").is_some() {
+        eprintln!("counting: installed in {:?}", began.elapsed());
+        for library in &found.libraries {
+            eprintln!(
+                "counting: {}: {} rewritten, {} native, {} dispatched, {} uncovered {:x?} {}",
+                library.path.display(),
+                library.rewritten,
+                library.native,
+                library.dispatched.len(),
+                library.uncovered.len(),
+                library.uncovered,
+                library.unreadable.unwrap_or(""),
+            );
+        }
+    }
+    let own = own_range();
+    if mode != "idle" {
+        userswap_hook::set_active(true);
+    }
+    mark(own);
+}
+
+/// Tells a tracer, by a call that does nothing and is not counted.
+fn mark((first, behind): (usize, usize)) {
+    // SAFETY: an unknown prctl is refused.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_prctl => _,
+            in("rdi") MARK,
+            in("rsi") first,
+            in("rdx") behind,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+}
+
+/// The addresses that this library takes, from the first to the last line with its name.
+fn own_range() -> (usize, usize) {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("readable");
+    let here = start as extern "C" fn() as usize;
+    let parsed: Vec<(usize, usize, &str)> = maps
+        .lines()
+        .filter_map(|line| {
+            let (start, rest) = line.split_once('-')?;
+            let end = rest.split(' ').next()?;
+            Some((
+                usize::from_str_radix(start, 16).ok()?,
+                usize::from_str_radix(end, 16).ok()?,
+                line.split_whitespace().nth(5).unwrap_or(""),
+            ))
+        })
+        .collect();
+    let own = parsed
+        .iter()
+        .find(|m| (m.0..m.1).contains(&here))
+        .expect("listed")
+        .2;
+    let first = parsed.iter().find(|m| m.2 == own).expect("listed").0;
+    let last = parsed.iter().rposition(|m| m.2 == own).expect("listed");
+    // Zeroed data and the tails in it follow without a name.
+    let mut behind = parsed[last].1;
+    for next in &parsed[last + 1..] {
+        if next.0 != behind || !next.2.is_empty() {
+            break;
+        }
+        behind = next.1;
+    }
+    (first, behind)
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;

@@ -1,0 +1,189 @@
+//! An ELF file as bytes: where its code lies, and where functions begin and end.
+//!
+//! Function bounds come from the unwind tables (every function a compiler made has an entry, also in stripped files);
+//! symbols are the fallback for hand-written code without them.
+
+use gimli::{BaseAddresses, EhFrame, EhFrameHdr, LittleEndian, ParsedEhFrameHdr, UnwindSection};
+use object::elf::{
+    ET_DYN, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_INTERP, PT_LOAD, ProgramHeader64,
+};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, Object, ObjectSymbol};
+use std::ops::Range;
+
+type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
+
+/// One loadable piece of the file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    /// The address in the file's own numbering (before the load bias).
+    pub(crate) address: u64,
+    /// Where its bytes begin in the file.
+    pub(crate) offset: u64,
+    /// How many bytes of it the file holds.
+    pub(crate) len: u64,
+    /// Whether it holds code.
+    pub(crate) executable: bool,
+}
+
+/// A parsed file.
+pub(crate) struct Image<'a> {
+    bytes: &'a [u8],
+    segments: Vec<Segment>,
+    unwind: Option<Unwind<'a>>,
+    /// Starts and sizes of the functions that symbols name, by start.
+    symbols: Vec<(u64, u64)>,
+    interpreter: bool,
+    relocatable: bool,
+}
+
+struct Unwind<'a> {
+    header: ParsedEhFrameHdr<Slice<'a>>,
+    frames: EhFrame<Slice<'a>>,
+    bases: BaseAddresses,
+}
+
+impl<'a> Image<'a> {
+    /// Parses the file; `None` where it is not an x86-64 ELF file.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let header = FileHeader64::<Endianness>::parse(bytes).ok()?;
+        let endian = header.endian().ok()?;
+        if header.e_machine(endian) != object::elf::EM_X86_64 {
+            return None;
+        }
+        let headers = header.program_headers(endian, bytes).ok()?;
+        let segments = headers
+            .iter()
+            .filter(|h| h.p_type(endian) == PT_LOAD)
+            .map(|h| Segment {
+                address: h.p_vaddr(endian),
+                offset: h.p_offset(endian),
+                len: h.p_filesz(endian),
+                executable: h.p_flags(endian).0 & PF_X.0 != 0,
+            })
+            .collect();
+        let has = |kind| headers.iter().any(|h| h.p_type(endian) == kind);
+        let mut image = Image {
+            bytes,
+            segments,
+            unwind: None,
+            symbols: Vec::new(),
+            interpreter: has(PT_INTERP),
+            relocatable: header.e_type(endian) == ET_DYN,
+        };
+        image.unwind = headers
+            .iter()
+            .find(|h| h.p_type(endian) == PT_GNU_EH_FRAME)
+            .and_then(|h: &ProgramHeader64<Endianness>| image.unwind_at(h.p_vaddr(endian)));
+        Some(image)
+    }
+
+    /// Reads the names too; only needed where the unwind tables do not answer.
+    pub(crate) fn read_symbols(&mut self) {
+        if let Ok(file) = object::File::parse(self.bytes) {
+            self.symbols = file
+                .symbols()
+                .chain(file.dynamic_symbols())
+                .filter(|s| s.kind() == object::SymbolKind::Text && s.size() > 0)
+                .map(|s| (s.address(), s.size()))
+                .collect();
+            self.symbols.sort_unstable();
+            self.symbols.dedup();
+        }
+    }
+
+    /// Whether a dynamic linker loads it (a program), or it is a library.
+    pub(crate) fn is_dynamic(&self) -> bool {
+        self.interpreter
+            || (self.relocatable && object::File::parse(self.bytes).is_ok_and(|f| f.entry() == 0))
+    }
+
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The bytes of a segment that the file holds.
+    pub(crate) fn code(&self, segment: &Segment) -> &'a [u8] {
+        let start = usize::try_from(segment.offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(usize::try_from(segment.len).unwrap_or(usize::MAX));
+        self.bytes
+            .get(start..end.min(self.bytes.len()))
+            .unwrap_or(&[])
+    }
+
+    /// The bytes from `address` to the end of its segment.
+    pub(crate) fn bytes_at(&self, address: u64) -> Option<&'a [u8]> {
+        let segment = self.segments.iter().find(|s| s.contains(address))?;
+        self.code(segment)
+            .get(usize::try_from(address - segment.address).ok()?..)
+    }
+
+    /// The function that `address` lies in.
+    pub(crate) fn function(&self, address: u64) -> Option<Range<u64>> {
+        self.unwind
+            .as_ref()
+            .and_then(|unwind| unwind.function(address))
+            .or_else(|| self.function_of_symbol(address))
+    }
+
+    /// The function that ends below `address` together with what follows it up to the next: code whose author ended
+    /// the unwind information early, as where a thread begins and there is nothing to unwind to.
+    pub(crate) fn function_and_gap(&self, address: u64) -> Option<Range<u64>> {
+        /// No such code is longer.
+        const LONGEST: u64 = 512;
+        let below = self.unwind.as_ref()?.function_below(address)?;
+        let next = (address..address + LONGEST).find(|&at| self.function(at).is_some())?;
+        (address - below.end < LONGEST).then_some(below.start..next)
+    }
+
+    fn function_of_symbol(&self, address: u64) -> Option<Range<u64>> {
+        let index = self.symbols.partition_point(|&(start, _)| start <= address);
+        let (start, size) = *self.symbols[..index].last()?;
+        (address < start + size).then_some(start..start + size)
+    }
+
+    fn unwind_at(&self, address: u64) -> Option<Unwind<'a>> {
+        let base = BaseAddresses::default().set_eh_frame_hdr(address);
+        let bytes = self.bytes_at(address)?;
+        let header = EhFrameHdr::new(bytes, LittleEndian).parse(&base, 8).ok()?;
+        let gimli::Pointer::Direct(frames) = header.eh_frame_ptr() else {
+            return None;
+        };
+        Some(Unwind {
+            frames: EhFrame::new(self.bytes_at(frames)?, LittleEndian),
+            bases: base.set_eh_frame(frames),
+            header,
+        })
+    }
+}
+
+impl Segment {
+    fn contains(&self, address: u64) -> bool {
+        address >= self.address && address - self.address < self.len
+    }
+}
+
+impl Unwind<'_> {
+    fn function(&self, address: u64) -> Option<Range<u64>> {
+        let fde = self
+            .header
+            .table()?
+            .fde_for_address(&self.frames, &self.bases, address, EhFrame::cie_from_offset)
+            .ok()?;
+        Some(fde.initial_address()..fde.end_address())
+    }
+
+    /// The last function that begins at or below `address`.
+    fn function_below(&self, address: u64) -> Option<Range<u64>> {
+        let table = self.header.table()?;
+        let gimli::Pointer::Direct(entry) = table.lookup(address, &self.bases).ok()? else {
+            return None;
+        };
+        let offset = usize::try_from(entry.checked_sub(self.bases.eh_frame.section?)?).ok()?;
+        let fde = self
+            .frames
+            .fde_from_offset(&self.bases, offset.into(), EhFrame::cie_from_offset)
+            .ok()?;
+        (fde.initial_address() <= address).then_some(fde.initial_address()..fde.end_address())
+    }
+}

@@ -1,0 +1,36 @@
+//! Sees every system call that a process's libraries make, from inside the process and without privilege.
+//!
+//! Each `syscall` instruction of each mapped file is replaced by a jump to a stub near by; the stub asks [`Handlers`] and makes the
+//! call. That is what memory that is swapped out needs where the kernel cannot fault it in: its pages must be there *before* a
+//! call uses them ([`memory_of`] says which). Modules, bottom-up:
+//!
+//! | module | owns |
+//! |---|---|
+//! | `call` | what handlers see and decide |
+//! | `maps` | `/proc/self/maps` |
+//! | `image`, `code` | an ELF file, its functions, their instructions and jump targets |
+//! | `plan` | which bytes of a site are replaced |
+//! | `stub` | what a site jumps to |
+//! | `entry` | saving registers, asking the handlers, making the call (assembly) |
+//! | `patch` | writing stubs and jumps into the process |
+//! | `install` | all of it, for the libraries there are and those that come |
+//! | `table` | which memory each system call uses |
+
+mod bypass;
+mod call;
+mod code;
+mod coverage;
+mod entry;
+mod image;
+mod install;
+mod maps;
+mod patch;
+mod plan;
+mod stub;
+mod table;
+
+pub use bypass::Bypass;
+pub use call::{Call, Decision, Handlers};
+pub use coverage::{Coverage, Library};
+pub use install::{Error, Inspection, coverage, inspect, install, set_active};
+pub use table::{Access, Knowledge, Span, is_known, memory_of, uses_memory};

@@ -1,0 +1,218 @@
+//! Writing stubs and jumps into the process.
+
+use crate::maps::{self, Mapping};
+use crate::plan::Site;
+use crate::stub::{self, HEAD, MAX_STUB, Place, TAIL, TAILS};
+use crate::{entry, plan};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const PAGE: usize = 4096;
+/// How far a near jump reaches, less what the last stub and the site's neighbours take.
+const REACH: usize = (1 << 31) - (1 << 16);
+/// Room for tails: part of our own mapping, so that one range of addresses holds every instruction that makes a call.
+const ARENA: usize = 1 << 20;
+
+#[repr(C, align(4096))]
+struct Arena(std::cell::UnsafeCell<[u8; ARENA]>);
+
+// SAFETY: its bytes are written once, page by page, by whoever took the pages from ARENA_USED, before anybody knows of
+// them, and are read-only after.
+unsafe impl Sync for Arena {}
+
+static TAIL_ARENA: Arena = Arena(std::cell::UnsafeCell::new([0; ARENA]));
+/// How much of it is given out. Only grows; each piece belongs to whoever moved it.
+static ARENA_USED: AtomicUsize = AtomicUsize::new(0);
+
+/// What became of a library's sites.
+pub(crate) struct Patched {
+    pub(crate) rewritten: usize,
+    /// Sites that could not be: no place near enough, or the memory is not what the file says.
+    pub(crate) failed: Vec<u64>,
+}
+
+/// Rewrites the sites of one mapping. `bias` is what its addresses are above the file's.
+///
+/// Nobody else may run code of this mapping meanwhile, and no signal may arrive.
+pub(crate) fn rewrite(
+    mapping: &Mapping,
+    bias: u64,
+    sites: &[Site],
+    file: &dyn Fn(u64, usize) -> Option<Vec<u8>>,
+) -> Patched {
+    let all_failed = || Patched {
+        rewritten: 0,
+        failed: sites.iter().map(|s| s.address).collect(),
+    };
+    let room = (HEAD + sites.len() * MAX_STUB).next_multiple_of(PAGE);
+    let Some(area) = map_near(mapping, room) else {
+        return all_failed();
+    };
+    let careful = sites.iter().filter(|s| stub::is_careful(s.number)).count();
+    let Some(tails) = take_tails(careful) else {
+        return all_failed();
+    };
+
+    let mut stubs = Vec::with_capacity(room);
+    stubs.extend(entry::entries().iter().flat_map(|e| e.to_le_bytes()));
+    let mut tail_bytes = Vec::new();
+    let mut writes: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut failed = Vec::new();
+    for site in sites {
+        stubs.resize(stubs.len().next_multiple_of(16), 0xcc);
+        let place = Place {
+            bias,
+            stub: (area + stubs.len()) as u64,
+            head: area as u64,
+            tails: (tails + tail_bytes.len()) as u64,
+        };
+        let made = stub::make(site, place).and_then(|stub| {
+            let tails = if stub.has_tails {
+                stub::tails(
+                    place.stub + stub.record as u64,
+                    place.tails,
+                    entry::behind_tails(),
+                )?
+            } else {
+                Vec::new()
+            };
+            Some((jumps(site, place, file)?, stub, tails))
+        });
+        match made {
+            Some((jumps, stub, tails)) => {
+                writes.extend(jumps);
+                stubs.extend(stub.bytes);
+                tail_bytes.extend(tails);
+            }
+            None => failed.push(site.address),
+        }
+    }
+    let finished = fill(area, room, &stubs).is_ok()
+        && fill(
+            tails,
+            (careful * TAIL * TAILS.len()).next_multiple_of(PAGE),
+            &tail_bytes,
+        )
+        .is_ok()
+        && overwrite(mapping, &writes).is_ok();
+    if !finished {
+        return all_failed();
+    }
+    Patched {
+        rewritten: sites.len() - failed.len(),
+        failed,
+    }
+}
+
+/// The bytes that go over a site; `None` where memory does not hold what the file does.
+fn jumps(
+    site: &Site,
+    place: Place,
+    file: &dyn Fn(u64, usize) -> Option<Vec<u8>>,
+) -> Option<Vec<(usize, Vec<u8>)>> {
+    let at = |address: u64| address.wrapping_add(place.bias);
+    let long = |from: u64, len: usize| -> Option<Vec<u8>> {
+        let mut bytes = vec![0xe9];
+        bytes.extend(stub::jump(at(from) + 5, place.stub)?);
+        // What is left over is never run; a breakpoint says so if it is.
+        bytes.resize(len, 0xcc);
+        Some(bytes)
+    };
+    let len = (site.region.end - site.region.start) as usize;
+    let writes = match site.island {
+        None => vec![(site.region.start, long(site.region.start, len)?)],
+        Some(island) => {
+            let short = i8::try_from(island.wrapping_sub(site.region.end).cast_signed()).ok()?;
+            vec![
+                (island, long(island, 5)?),
+                (site.region.start, vec![0xeb, short.cast_unsigned()]),
+            ]
+        }
+    };
+    writes
+        .into_iter()
+        .map(|(address, bytes)| {
+            let expected = file(address, bytes.len())?;
+            // SAFETY: the range lies in a mapping of this file that can be read; sites come from its segments.
+            let is = unsafe { std::slice::from_raw_parts(at(address) as *const u8, bytes.len()) };
+            (is == expected).then_some((at(address) as usize, bytes))
+        })
+        .collect()
+}
+
+/// Memory for stubs, within reach of every jump from and to the mapping.
+fn map_near(mapping: &Mapping, len: usize) -> Option<usize> {
+    let all = maps::read().ok()?;
+    for at in maps::gaps(&all, &mapping.range, len, REACH)
+        .into_iter()
+        .take(16)
+    {
+        // SAFETY: maps new memory where there is none (FIXED_NOREPLACE refuses otherwise); nobody else knows of it.
+        let mapped = unsafe {
+            rustix::mm::mmap_anonymous(
+                at as *mut c_void,
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE,
+            )
+        };
+        if let Ok(mapped) = mapped {
+            return Some(mapped as usize);
+        }
+    }
+    None
+}
+
+/// Whole pages of the arena, made writable.
+fn take_tails(count: usize) -> Option<usize> {
+    let len = (count * TAIL * TAILS.len()).next_multiple_of(PAGE);
+    let base = TAIL_ARENA.0.get() as usize;
+    let taken = ARENA_USED
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            (used + len <= ARENA).then_some(used + len)
+        })
+        .ok()?;
+    Some(base + taken)
+}
+
+/// Writes code where nobody runs any yet, and makes it code.
+fn fill(at: usize, len: usize, bytes: &[u8]) -> rustix::io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    assert!(bytes.len() <= len && at.is_multiple_of(PAGE));
+    // SAFETY: the caller took these pages for itself, writable, and nobody else knows their address yet.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len());
+        rustix::mm::mprotect(
+            at as *mut c_void,
+            len,
+            MprotectFlags::READ | MprotectFlags::EXEC,
+        )
+    }
+}
+
+/// Puts the jumps over the program's code.
+fn overwrite(mapping: &Mapping, writes: &[(usize, Vec<u8>)]) -> rustix::io::Result<()> {
+    let start = mapping.range.start as *mut c_void;
+    let len = mapping.range.len();
+    // SAFETY: the mapping may hold libc itself, which cannot be run until it is code again. Nobody else runs code
+    // of it and no signal arrives (contract), and here nothing is called but mprotect, made inline, and volatile writes, which
+    // are never turned into a call of memcpy. Each write lies in the mapping and replaces whole instructions that nothing jumps
+    // into (plan.rs).
+    unsafe {
+        rustix::mm::mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE)?;
+        for (at, bytes) in writes {
+            for (i, byte) in bytes.iter().enumerate() {
+                ((*at + i) as *mut u8).write_volatile(*byte);
+            }
+        }
+        rustix::mm::mprotect(start, len, MprotectFlags::READ | MprotectFlags::EXEC)
+    }
+}
+
+/// Whether an address is in this library: its calls are never looked at.
+pub(crate) fn own_address() -> usize {
+    plan::plan as *const () as usize
+}

@@ -1,0 +1,235 @@
+//! Which bytes of a library are replaced by a jump, and what becomes of the instructions that stood there.
+
+use crate::code::{self, Function};
+use crate::image::{Image, Segment};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic};
+use memchr::memmem;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The length of `jmp rel32`.
+const JUMP: u64 = 5;
+/// The length of `jmp rel8`, and of `syscall` itself.
+const SHORT_JUMP: u64 = 2;
+/// How many instructions before or after the system call may move into the stub.
+const NEIGHBOURS: usize = 4;
+/// `mov $15, %rax; syscall`: the signal trampoline. Unwinders know it by these bytes, so it must keep them.
+const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+
+/// A `syscall` instruction that can be rewritten.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// Its address, in the file's numbering.
+    pub(crate) address: u64,
+    /// The bytes that are replaced.
+    pub(crate) region: Range<u64>,
+    /// Where the long jump goes if not into the region: padding that a short jump reaches.
+    pub(crate) island: Option<u64>,
+    /// Instructions that ran before it and run in the stub now.
+    pub(crate) before: Vec<Instruction>,
+    /// Instructions that ran after it and run in the stub now.
+    pub(crate) after: Vec<Instruction>,
+    /// The system call's number, where the moved instructions set it.
+    pub(crate) number: Option<u32>,
+}
+
+/// What was found in one piece of code.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) sites: Vec<Site>,
+    /// Sites that are what they seem, but have no room for a jump: address of the instruction.
+    pub(crate) cramped: Vec<u64>,
+    /// Bytes that look like a system call where the code could not be decoded.
+    pub(crate) doubtful: Vec<u64>,
+    /// Left as they are on purpose: `rt_sigreturn`, whose bytes unwinders recognise, and which takes no pointer.
+    pub(crate) native: Vec<u64>,
+}
+
+/// Finds every system call in a segment and plans its rewriting.
+pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
+    let mut plan = Plan::default();
+    let bytes = image.code(segment);
+    let mut hits: Vec<u64> = Vec::new();
+    for pattern in [[0x0f, 0x05], [0x0f, 0x34], [0xcd, 0x80]] {
+        hits.extend(memmem::find_iter(bytes, &pattern).map(|at| segment.address + at as u64));
+    }
+    if hits.is_empty() {
+        return plan;
+    }
+    hits.sort_unstable();
+    if hits.iter().any(|&hit| image.function(hit).is_none()) {
+        image.read_symbols();
+    }
+    let mut real: Vec<(u64, Rc<Function>)> = Vec::new();
+    let mut last: Option<(Range<u64>, Option<Rc<Function>>)> = None;
+    for hit in hits {
+        let at = (hit - segment.address) as usize;
+        if bytes[..at + 2].ends_with(&SIGRETURN) {
+            plan.native.push(hit);
+            continue;
+        }
+        let Some(range) = image.function(hit).or_else(|| image.function_and_gap(hit)) else {
+            plan.doubtful.push(hit);
+            continue;
+        };
+        if last.as_ref().is_none_or(|(of, _)| *of != range) {
+            let function = code::decode(image, &range).map(Rc::new);
+            last = Some((range, function));
+        }
+        match last.as_ref().and_then(|(_, function)| function.clone()) {
+            None => plan.doubtful.push(hit),
+            Some(function) => match function.index_of(hit) {
+                // Inside another instruction: not a system call.
+                None => {}
+                Some(index) if !function.is_entered(index) => plan.doubtful.push(hit),
+                Some(index) => match function.code[index].code() {
+                    Code::Syscall => real.push((hit, function)),
+                    // The old ways in take other numbers and other registers.
+                    Code::Int_imm8 | Code::Sysenter => plan.cramped.push(hit),
+                    _ => {}
+                },
+            },
+        }
+    }
+    let near: Vec<u64> = real.iter().map(|(hit, _)| *hit).collect();
+    let foreign = if near.is_empty() {
+        BTreeSet::new()
+    } else {
+        code::jumps_into(image, bytes, segment.address, &near)
+    };
+    let mut taken: BTreeSet<u64> = BTreeSet::new();
+    for (address, function) in &real {
+        let index = function.index_of(*address).expect("looked up above");
+        let free = |at: &u64| !function.targets.contains(at) && !foreign.contains(at);
+        let site = with_jump(function, index, &free, &near, &taken)
+            .or_else(|| with_island(image, function, index, &foreign, &taken));
+        match site {
+            Some(site) => {
+                taken.extend(site.region.clone());
+                taken.extend(site.island.iter().flat_map(|&at| at..at + JUMP));
+                plan.sites.push(site);
+            }
+            None => plan.cramped.push(*address),
+        }
+    }
+    plan
+}
+
+/// A region around the system call that is long enough for a jump and entered only at its start.
+fn with_jump(
+    function: &Function,
+    index: usize,
+    free: &dyn Fn(&u64) -> bool,
+    near: &[u64],
+    taken: &BTreeSet<u64>,
+) -> Option<Site> {
+    let code = &function.code;
+    // Few moved instructions first, and among those the ones before: they tell the number.
+    for moved in 1..=2 * NEIGHBOURS {
+        for before in (0..=moved.min(NEIGHBOURS)).rev() {
+            let after = moved - before;
+            if after > NEIGHBOURS || before > index || index + after >= code.len() {
+                continue;
+            }
+            let all = &code[index - before..=index + after];
+            let region = all[0].ip()..all[all.len() - 1].next_ip();
+            let movable = all[..before].iter().all(is_plain)
+                && all[before + 1..].iter().all(is_movable)
+                && all[before + 1..].iter().rev().skip(1).all(|i| !ends(i));
+            if region.end - region.start >= JUMP
+                && movable
+                && all[1..].iter().all(|i| free(&i.ip()))
+                && near[near.partition_point(|n| *n < region.start)..]
+                    .iter()
+                    .take_while(|n| **n < region.end)
+                    .all(|n| *n == code[index].ip())
+                && !region.clone().any(|at| taken.contains(&at))
+            {
+                return Some(Site {
+                    address: code[index].ip(),
+                    island: None,
+                    before: all[..before].to_vec(),
+                    after: all[before + 1..].to_vec(),
+                    number: before
+                        .checked_sub(1)
+                        .and_then(|last| code::sets_number(&all[last])),
+                    region,
+                });
+            }
+        }
+    }
+    None
+}
+
+/// A short jump in place of the two bytes, to padding between functions where a long one fits.
+fn with_island(
+    image: &Image<'_>,
+    function: &Function,
+    index: usize,
+    foreign: &BTreeSet<u64>,
+    taken: &BTreeSet<u64>,
+) -> Option<Site> {
+    let address = function.code[index].ip();
+    let reach = address.saturating_sub(120)..address + 120;
+    let island = reach.clone().find(|&at| {
+        let room = at..at + JUMP;
+        room.clone()
+            .all(|b| !taken.contains(&b) && !foreign.contains(&b))
+            && is_padding(image, &room)
+    })?;
+    Some(Site {
+        address,
+        region: address..address + SHORT_JUMP,
+        island: Some(island),
+        before: Vec::new(),
+        after: Vec::new(),
+        number: None,
+    })
+}
+
+/// Whether the bytes belong to no function and are part of a run of no-operations that a function's end begins.
+fn is_padding(image: &Image<'_>, room: &Range<u64>) -> bool {
+    if room.clone().any(|at| image.function(at).is_some()) {
+        return false;
+    }
+    // Decode from the end of the function below, which is the only boundary known here.
+    let Some(start) = (room.start.saturating_sub(16)..room.start)
+        .rev()
+        .find_map(|at| image.function(at))
+        .map(|f| f.end)
+    else {
+        return false;
+    };
+    let Some(bytes) = image.bytes_at(start) else {
+        return false;
+    };
+    let mut decoder = iced_x86::Decoder::with_ip(64, bytes, start, iced_x86::DecoderOptions::NONE);
+    while decoder.can_decode() && decoder.ip() < room.end {
+        if !matches!(decoder.decode().mnemonic(), Mnemonic::Nop | Mnemonic::Int3) {
+            return false;
+        }
+    }
+    true
+}
+
+/// May move in front of the system call: goes on to the next instruction, whatever happens.
+fn is_plain(instruction: &Instruction) -> bool {
+    instruction.flow_control() == FlowControl::Next && instruction.code() != Code::Syscall
+}
+
+/// May move behind it: also jumps and returns, which mean the same from anywhere.
+fn is_movable(instruction: &Instruction) -> bool {
+    is_plain(instruction)
+        || instruction.is_jcc_short_or_near()
+        || instruction.is_jmp_short_or_near()
+        || instruction.flow_control() == FlowControl::Return
+}
+
+/// Nothing after it runs.
+pub(crate) fn ends(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch | FlowControl::Return
+    )
+}
