@@ -20,7 +20,9 @@ use crate::entry::SwapEntry;
 use crate::page_table::CHUNK_PAGES;
 use crate::rule::{Kept, Rule};
 use crate::space::Frame;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroed_u32, zeroed_u64};
+use crate::sync::{
+    AtomicU32, AtomicU64, Ordering, store_among_updates, yield_now, zeroed_u32, zeroed_u64,
+};
 
 const LOCKED: u32 = 1;
 const WRITEBACK: u32 = 2;
@@ -99,13 +101,14 @@ impl SwapCache {
         // Somebody who looked the frame up for an earlier entry may hold its lock for a moment: he
         // will find the entry gone and let go, without waiting for anything.
         while !self.try_lock(frame) {
-            std::thread::yield_now();
+            yield_now();
         }
         let number = number_of(frame);
         debug_assert_eq!(self.owners[number].load(Ordering::Relaxed), NO_ENTRY);
         self.owners[number].store(entry.raw() + 1, Ordering::Relaxed);
         // Nobody but the lock's holder changes the other bits.
-        self.states[number].store(LOCKED | if dirty { DIRTY } else { 0 }, Ordering::Relaxed);
+        let state = LOCKED | if dirty { DIRTY } else { 0 };
+        store_among_updates(&self.states[number], state, Ordering::Relaxed);
         index.set(entry.offset(), Some(frame));
     }
 
@@ -118,7 +121,7 @@ impl SwapCache {
         index.set(entry.offset(), None);
         self.owners[number].store(NO_ENTRY, Ordering::Relaxed);
         // Release: pairs with the next taker of the lock.
-        self.states[number].store(0, Ordering::Release);
+        store_among_updates(&self.states[number], 0, Ordering::Release);
     }
 
     /// Locks the page `frame` if nobody has it and it holds `entry`'s page.

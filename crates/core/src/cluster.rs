@@ -17,13 +17,12 @@
 use crate::rule::{Kept, Rule};
 use crate::slot_map::SlotMap;
 use crate::sync::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64, CachePadded, Mutex, Ordering, thread_hint,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, CachePadded, Mutex, Ordering, SHARDS, thread_hint,
 };
 
 /// Slots in a cluster: 2 MiB of pages.
 pub(crate) const CLUSTER_SLOTS: u64 = 512;
 
-const SHARDS: usize = 16;
 const HELD: u8 = 0;
 const PARTIAL: u8 = 1;
 const FULL: u8 = 2;

@@ -4,9 +4,9 @@
 //! [`Gate::reopen`]. Entering costs one locked instruction on a cache line that few threads share.
 
 use crate::rule::{Kept, Rule};
-use crate::sync::{AtomicBool, AtomicU64, CachePadded, Ordering, thread_hint};
-
-const SHARDS: usize = 16;
+use crate::sync::{
+    AtomicBool, AtomicU64, CachePadded, Ordering, SHARDS, pause, store_load_order, thread_hint,
+};
 
 /// A device reference is a [`Pass`] through the area's gate (protocol step 2 and step 11).
 #[derive(Debug, Default)]
@@ -41,6 +41,7 @@ impl Gate {
         let shard = &self.inside[thread_hint() % SHARDS].0;
         // SeqCst on both sides: either this sees `closed`, or the closer sees the count.
         shard.fetch_add(1, Ordering::SeqCst);
+        store_load_order();
         let pass = Pass(shard);
         (!self.closed.load(Ordering::SeqCst)).then_some(pass)
     }
@@ -48,13 +49,14 @@ impl Gate {
     /// Refuses new users and waits until those inside have left.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        store_load_order();
         if !self.kept.keeps(Rule::DeviceReference) {
             return;
         }
         for shard in &self.inside {
             // A shard that was zero once after `closed` is only touched by users who leave at once.
             while shard.0.load(Ordering::SeqCst) != 0 {
-                std::thread::sleep(std::time::Duration::from_micros(50));
+                pause();
             }
         }
     }

@@ -26,6 +26,8 @@ mod fork;
 mod gate;
 pub mod mask;
 mod missing;
+#[cfg(all(test, feature = "loom"))]
+mod models;
 pub mod page_table;
 mod pin;
 pub mod rule;

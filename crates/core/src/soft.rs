@@ -2,18 +2,14 @@
 //!
 //! The protocol runs over it unchanged, on any platform, with every step under the test's control.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, PoisonError, TryLockError};
 
 use crate::device::{PAGE_SIZE, PageBytes};
 use crate::page_table::CHUNK_PAGES;
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
 use crate::swap::{FaultError, Mm, Swap, Way};
 use crate::swap_in::Access;
-use crate::sync::{AtomicBool, AtomicU32, Ordering};
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, RwLock, yield_now};
 
 /// What is in a frame whose page has been moved out: nothing anybody may see.
 const USED_UP: u8 = 0xdd;
@@ -155,7 +151,7 @@ impl SoftSpace {
     /// The page's content, if it is present.
     #[must_use]
     pub fn peek(&self, page: usize) -> Option<PageBytes> {
-        lock(&self.pages[page]).as_deref().copied()
+        self.pages[page].lock().as_deref().copied()
     }
 
     fn has_room(&self) -> Result<(), SpaceError> {
@@ -169,7 +165,7 @@ impl SoftSpace {
 
     fn put(&self, page: usize, bytes: PageBytes) -> Result<(), SpaceError> {
         self.has_room()?;
-        let before = lock(&self.pages[page]).replace(Box::new(bytes));
+        let before = self.pages[page].lock().replace(Box::new(bytes));
         assert!(before.is_none(), "page {page} is mapped twice");
         Ok(())
     }
@@ -183,7 +179,8 @@ impl AddressSpace for SoftSpace {
             return 0;
         }
         for i in 0..count {
-            let bytes = lock(&self.pages[page + i])
+            let bytes = self.pages[page + i]
+                .lock()
                 .take()
                 .expect("unmapping a page that is not there");
             let frame = Frame {
@@ -213,7 +210,8 @@ impl AddressSpace for SoftSpace {
     }
 
     fn map_copy_of(&self, other: &Self, page: usize) -> Result<(), SpaceError> {
-        let bytes = lock(&other.pages[page])
+        let bytes = other.pages[page]
+            .lock()
             .as_deref()
             .copied()
             .expect("copying a page that is not there");
@@ -234,7 +232,7 @@ impl AddressSpace for SoftSpace {
 
     fn discard(&self, page: usize, count: usize) -> bool {
         for page in &self.pages[page..page + count] {
-            *lock(page) = None;
+            *page.lock() = None;
         }
         true
     }
@@ -280,7 +278,7 @@ pub fn access<R>(
     access: impl FnOnce(&mut PageBytes) -> R,
 ) -> Result<R, FaultError> {
     loop {
-        if let Some(bytes) = lock(&mm.space.pages[page]).as_deref_mut() {
+        if let Some(bytes) = mm.space.pages[page].lock().as_deref_mut() {
             return Ok(access(bytes));
         }
         match swap.fault(
@@ -294,7 +292,7 @@ pub fn access<R>(
         ) {
             Ok(_) => {}
             Err(FaultError::NoFrames) if !swap.frames().exhausted.load(Ordering::SeqCst) => {
-                std::thread::yield_now();
+                yield_now();
             }
             Err(error) => return Err(error),
         }

@@ -114,7 +114,7 @@ impl<F: Frames> Swap<F> {
         Self::keeping(frames, way, Kept::by(rules))
     }
 
-    fn keeping(frames: F, way: Way, kept: Kept) -> Self {
+    pub(crate) fn keeping(frames: F, way: Way, kept: Kept) -> Self {
         let cache = SwapCache::new(frames.blocks(), kept);
         Self {
             areas: [const { OnceLock::new() }; MAX_AREAS],

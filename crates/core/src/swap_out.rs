@@ -212,6 +212,10 @@ impl<F: Frames> Swap<F> {
             // and nobody else comes to write it. Gone: somebody has taken it.
             let found = loop {
                 match self.lock_page(area, entry, frame) {
+                    // Just being deleted: there is nothing to wait for, and no reason to spin.
+                    Lock::Busy if area.cache.lookup(entry.offset()) != Some(frame) => {
+                        break Lock::Gone;
+                    }
                     Lock::Busy => self.wait_unlocked(area, entry, frame),
                     found => break found,
                 }

@@ -5,6 +5,7 @@ use crate::page_table::CHUNK_PAGES;
 use crate::space::{AddressSpace, Frames};
 use crate::swap::{FaultError, Mm, Swap};
 use crate::swap_in::Access;
+use crate::sync::yield_now;
 
 impl<F: Frames> Swap<F> {
     /// Ends allocation from `area`: after this, no slot of it is handed out. Slots handed out before
@@ -46,7 +47,7 @@ impl<F: Frames> Swap<F> {
                     },
                 ) {
                     Ok(pages) => brought += pages,
-                    Err(FaultError::NoFrames) => std::thread::yield_now(),
+                    Err(FaultError::NoFrames) => yield_now(),
                     Err(error) => return Err((brought, page, error)),
                 }
             }

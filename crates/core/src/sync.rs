@@ -2,21 +2,39 @@
 //!
 //! Nothing here allocates after construction, so all of it may be used in a signal handler that
 //! interrupts code outside this crate.
+//!
+//! With the feature `loom` or `shuttle` these are the checker's, which work inside its models only.
+//! Neither checker's atomics are zeroes in memory, and both need a thread of theirs to ask who it is.
+
+#[cfg(feature = "loom")]
+use loom as primitive;
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
+use shuttle as primitive;
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+use std as primitive;
 
 use std::sync::PoisonError;
 
-pub(crate) use std::sync::MutexGuard;
-pub(crate) use std::sync::atomic::{
+pub(crate) use primitive::hint::spin_loop;
+pub(crate) use primitive::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
+pub(crate) use primitive::sync::{MutexGuard, RwLock};
+pub(crate) use primitive::thread::yield_now;
+
+/// Whether a model checker runs the code: then tables are small and nobody spins, since it counts steps.
+pub(crate) const MODELLED: bool = cfg!(any(feature = "loom", feature = "shuttle"));
+
+/// Over how many places threads are spread, by [`thread_hint`].
+pub(crate) const SHARDS: usize = if MODELLED { 2 } else { 16 };
 
 /// A mutex that ignores poison: what it guards is consistent at every point that can panic.
 #[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+pub(crate) struct Mutex<T>(primitive::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
-    pub(crate) const fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
+    pub(crate) fn new(value: T) -> Self {
+        Self(primitive::sync::Mutex::new(value))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
@@ -26,7 +44,7 @@ impl<T> Mutex<T> {
 
 /// A condition variable for [`Mutex`].
 #[derive(Debug, Default)]
-pub(crate) struct Condvar(std::sync::Condvar);
+pub(crate) struct Condvar(primitive::sync::Condvar);
 
 impl Condvar {
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
@@ -45,16 +63,48 @@ pub(crate) struct CachePadded<T>(pub(crate) T);
 
 /// A zeroed table of 32-bit words. Large tables take memory only where they are touched.
 pub(crate) fn zeroed_u32(len: usize) -> Box<[AtomicU32]> {
-    bytemuck::allocation::zeroed_slice_box(len)
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    return bytemuck::allocation::zeroed_slice_box(len);
+    #[cfg(any(feature = "loom", feature = "shuttle"))]
+    return (0..len).map(|_| AtomicU32::new(0)).collect();
 }
 
 /// A zeroed table of 64-bit words. Large tables take memory only where they are touched.
 pub(crate) fn zeroed_u64(len: usize) -> Box<[AtomicU64]> {
-    bytemuck::allocation::zeroed_slice_box(len)
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    return bytemuck::allocation::zeroed_slice_box(len);
+    #[cfg(any(feature = "loom", feature = "shuttle"))]
+    return (0..len).map(|_| AtomicU64::new(0)).collect();
+}
+
+/// Stands between a SeqCst store and a SeqCst load of another word, which are in order without it: loom
+/// takes both for AcqRel, and has to be told.
+#[inline(always)]
+pub(crate) fn store_load_order() {
+    #[cfg(feature = "loom")]
+    fence(Ordering::SeqCst);
+}
+
+/// A store to a word that others update meanwhile. loom loses the order of the two, so there it is a swap.
+#[inline(always)]
+pub(crate) fn store_among_updates(word: &AtomicU32, value: u32, order: Ordering) {
+    #[cfg(not(feature = "loom"))]
+    word.store(value, order);
+    #[cfg(feature = "loom")]
+    let _ = word.swap(value, order);
+}
+
+/// Gives others the time to do something.
+pub(crate) fn pause() {
+    #[cfg(not(any(feature = "loom", feature = "shuttle")))]
+    std::thread::sleep(std::time::Duration::from_micros(50));
+    #[cfg(any(feature = "loom", feature = "shuttle"))]
+    yield_now();
 }
 
 /// A small number that stays the same for a thread and differs between threads: spreads threads
 /// over per-CPU state without asking the OS.
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 pub(crate) fn thread_hint() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     // A const-initialised cell has no destructor and needs no allocation: safe in a signal handler.
@@ -66,4 +116,17 @@ pub(crate) fn thread_hint() -> usize {
         }
         hint.get()
     })
+}
+
+/// The same, numbered anew in each execution of a model.
+#[cfg(any(feature = "loom", feature = "shuttle"))]
+pub(crate) fn thread_hint() -> usize {
+    use std::sync::atomic::AtomicUsize as Counter;
+    primitive::lazy_static! {
+        static ref NEXT: Counter = Counter::new(0);
+    }
+    primitive::thread_local! {
+        static HINT: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    HINT.with(|&hint| hint)
 }

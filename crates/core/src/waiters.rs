@@ -9,9 +9,9 @@
 
 use crate::entry::SwapEntry;
 use crate::rule::{Kept, Rule};
-use crate::sync::{AtomicU32, Condvar, Mutex, Ordering, fence};
+use crate::sync::{AtomicU32, Condvar, MODELLED, Mutex, Ordering, fence, spin_loop};
 
-const BUCKETS: usize = 256;
+const BUCKETS: usize = if MODELLED { 2 } else { 256 };
 
 /// How often a waiter looks before it parks: a single page is often ready within a microsecond or
 /// two, less than parking and being woken costs.
@@ -45,11 +45,12 @@ impl Waiters {
         if !self.kept.keeps(Rule::WaitForRelease) {
             return;
         }
-        for _ in 0..SPINS {
+        let spins = if MODELLED { 0 } else { SPINS };
+        for _ in 0..spins {
             if !busy() {
                 return;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         let bucket = self.bucket(entry);
         let guard = bucket.lock.lock();
