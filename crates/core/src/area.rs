@@ -9,6 +9,7 @@ use crate::cluster::Clusters;
 use crate::device::{Device, Properties};
 use crate::entry::{MAX_SLOTS, SwapEntry};
 use crate::gate::{Gate, Pass};
+use crate::guarded::Guarded;
 use crate::rule::{Kept, Rule};
 use crate::slot_map::SlotMap;
 use crate::slot_word::{Dropped, SlotError, SlotState};
@@ -19,7 +20,7 @@ const BYTES_PER_SLOT: u64 = 8;
 /// A swap area.
 pub struct SwapArea {
     number: usize,
-    device: Box<dyn Device>,
+    device: Guarded,
     properties: Properties,
     map: SlotMap,
     clusters: Clusters,
@@ -46,14 +47,14 @@ impl SwapArea {
             cache: CacheIndex::new(slots as usize),
             gate: Gate::keeping(kept),
             kept,
-            device,
+            device: Guarded(device),
         }
     }
 
     /// The device.
     #[must_use]
     pub fn device(&self) -> &dyn Device {
-        &*self.device
+        &self.device
     }
 
     /// What the device is like.

@@ -44,6 +44,9 @@ pub enum DeviceError {
     /// What is stored is not what was written.
     #[error("the stored page is corrupt")]
     Corrupt,
+    /// The device's own code panicked.
+    #[error("the device panicked")]
+    Panicked,
 }
 
 /// What a device holds, in pages and bytes.

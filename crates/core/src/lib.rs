@@ -11,7 +11,7 @@
 //! | `area`, `swap` | a swap area; the subsystem that ties all together, and its lock order |
 //! | `swap_in`, `take_back`, `swap_out`, `fork`, `pin`, `swapoff` | the operations, step by step |
 //! | `adopt`, `missing` | what programs do to their memory behind the protocol's back |
-//! | [`soft`], [`script`] | memory in software and a scripted device: the protocol on any platform, for tests |
+//! | [`soft`], [`script`], [`stamp`] | memory in software, a scripted device, pages that say whose they are: the protocol on any platform, for tests |
 #![forbid(unsafe_code)]
 
 mod adopt;
@@ -24,6 +24,7 @@ pub mod device;
 pub mod entry;
 mod fork;
 mod gate;
+mod guarded;
 pub mod mask;
 mod missing;
 #[cfg(all(test, feature = "loom"))]
@@ -36,6 +37,7 @@ mod slot_map;
 mod slot_word;
 pub mod soft;
 pub mod space;
+pub mod stamp;
 mod swap;
 mod swap_in;
 mod swap_out;

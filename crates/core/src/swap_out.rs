@@ -292,11 +292,31 @@ impl<F: Frames> Swap<F> {
         chunk: usize,
         mask: u64,
     ) -> Discarded {
+        self.drop_pages(mm, chunk, mask, false)
+    }
+
+    /// The same for a whole chunk of an address space that nobody accesses any more: what the system will not drop now
+    /// goes with the space's memory.
+    pub fn discard_for_good<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+    ) -> Discarded {
+        self.drop_pages(mm, chunk, u64::MAX, true)
+    }
+
+    fn drop_pages<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        mask: u64,
+        for_good: bool,
+    ) -> Discarded {
         let mask = mask & mm.table.chunk_mask(chunk);
         let locked = mm.table.lock(chunk);
         let mut pinned = filter(mask, |i| locked.get(i).pins() > 0);
         for (first, count) in runs(mask & !pinned) {
-            if !mm.space.discard(locked.page(first), count) {
+            if !mm.space.discard(locked.page(first), count) && !for_good {
                 // A run can be refused half-way: the words must say which pages stay.
                 pinned |= filter(run(first, count), |i| !mm.space.discard(locked.page(i), 1));
             }

@@ -82,6 +82,8 @@ impl<F: Frames> Swap<F> {
         mask: u64,
         skips: u64,
     ) -> u64 {
+        // Of another holder's chunk only as much as this one has: its last chunk may be shorter.
+        let mask = mask & mm.table.chunk_mask(chunk);
         let mut locked = mm.table.lock(chunk);
         let copied = filter(mask, |i| self.copy_shared(mm, &mut locked, block, i, skips));
         let staged = self.lock_staged(&locked, block, mask & !copied);

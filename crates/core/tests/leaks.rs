@@ -270,6 +270,27 @@ fn a_failed_write_keeps_the_page() {
 }
 
 #[test]
+fn a_block_of_a_longer_space_may_be_offered_to_a_shorter_one() {
+    let (swap, switches) = setup(Way::Direct, 128, PLAIN);
+    let (long, short) = (soft::mm(&swap, 64, None), soft::mm(&swap, PAGES, None));
+    for page in 0..64 {
+        store(&swap, &long, page, 1).expect("a first touch");
+    }
+    let staged = swap.stage(&long, 0, u64::MAX).expect("staged");
+    *switches.unwritable.lock().expect("switches") = Some(Default::default());
+    let done = swap.write_back(staged.block, staged.mask);
+    assert_eq!(done.failed, u64::MAX);
+    // Whoever has the block does not know which space holds its pages.
+    assert_eq!(swap.put_back(&short, 0, staged.block, done.failed, 0), 0);
+    assert_eq!(
+        swap.put_back(&long, 0, staged.block, done.failed, 0),
+        u64::MAX
+    );
+    swap.frames().release(staged.block, 1);
+    check_empty(&swap, &[&long, &short]);
+}
+
+#[test]
 fn a_full_area_keeps_pages_in_memory() {
     let (swap, _) = setup(Way::Direct, 5, PLAIN);
     let mm = soft::mm(&swap, PAGES, Some(1));

@@ -357,6 +357,8 @@ fn swapoff_waits_for_a_reader(rules: Rules) {
         join(reader).expect("read");
         join(swapoff);
     });
+    let used = switches.used_closed.load(Ordering::SeqCst);
+    assert!(!used, "a closed device is used");
     assert_eq!(load(&swap, &mm, 0), Ok(1));
 }
 

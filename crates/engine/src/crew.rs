@@ -9,12 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use userswap_core::page_table::CHUNK_PAGES;
-use userswap_sys::signals::Blocked;
 use userswap_sys::timing::now_ns;
-use userswap_sys::{Errno, cpu};
+use userswap_sys::{cpu, inject};
 
 use crate::Error;
 use crate::shared::{RegionMemory, Shared};
+use crate::thread;
 
 /// More helpers than this find no work: a walk takes what they bring faster than they can wake.
 const MOST_HELPERS: usize = 3;
@@ -121,18 +121,15 @@ impl Crew {
         };
         for number in 0..shared.help_wanted.helpers {
             let shared = Arc::clone(shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("userswap-in-{number}"))
-                .spawn(move || {
-                    Blocked::forever();
+            let thread = thread::start(
+                format!("userswap-in-{number}"),
+                "start a read-ahead thread",
+                move || {
                     while let Some(region) = shared.help_wanted.next() {
                         shared.help(region);
                     }
-                })
-                .map_err(|error| Error::System {
-                    what: "start a read-ahead thread",
-                    errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-                })?;
+                },
+            )?;
             crew.threads.push(thread);
         }
         Ok(crew)
@@ -143,8 +140,7 @@ impl Drop for Crew {
     fn drop(&mut self) {
         self.shared.help_wanted.stop();
         for thread in self.threads.drain(..) {
-            // A helper that panicked has said so.
-            let _ = thread.join();
+            thread.join().expect(thread::ENDS_WELL);
         }
     }
 }
@@ -162,6 +158,7 @@ impl Shared {
         let Some(_inside) = region.gate.enter() else {
             return;
         };
+        inject::pass(inject::Thread::ReadAhead);
         region.join_walk();
     }
 }
@@ -211,8 +208,10 @@ pub(crate) fn share_out(pieces: usize, work: impl Fn() + Sync) {
             let helper = std::thread::Builder::new()
                 .name("userswap-page".into())
                 .spawn_scoped(scope, || {
-                    Blocked::forever();
-                    work();
+                    thread::run(|| {
+                        inject::pass(inject::Thread::PageOut);
+                        work();
+                    });
                 });
             if helper.is_err() {
                 // No thread to be had: this one does it all.

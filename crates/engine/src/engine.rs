@@ -9,7 +9,7 @@ use userswap_core::{Swap, Way};
 use userswap_device::{Ram, Zram, ZramOptions};
 use userswap_sys::signals::Blocked;
 use userswap_sys::uffd::{Open, OpenError, Uffd};
-use userswap_sys::{Errno, cpu, host, own};
+use userswap_sys::{cpu, host, own};
 
 use crate::Error;
 use crate::budget::Budget;
@@ -23,6 +23,7 @@ use crate::registry;
 use crate::shared::{Bell, Shared};
 use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode};
 use crate::stats::{Counters, Stats};
+use crate::thread;
 
 /// The swap area of an engine that was told neither its size nor a limit, in bytes.
 const DEFAULT_AREA: u64 = 4 << 30;
@@ -283,17 +284,14 @@ pub(crate) fn open_faults_again(uffd: &Uffd, mode: FaultMode) -> Result<(), Erro
 
 pub(crate) fn start_reclaimer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Error> {
     let shared = Arc::clone(shared);
-    std::thread::Builder::new()
-        .name("userswap-out".into())
-        .spawn(move || {
-            Blocked::forever();
+    thread::start(
+        "userswap-out".into(),
+        "start the reclaimer thread",
+        move || {
             own::note_thread();
             shared.run_reclaimer();
-        })
-        .map_err(|error| Error::System {
-            what: "start the reclaimer thread",
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-        })
+        },
+    )
 }
 
 fn check_limit(bytes: u64) -> Result<(), Error> {
@@ -325,8 +323,7 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.reclaimer.stop();
         if let Some(thread) = self.reclaimer.take() {
-            // A reclaimer that panicked has said so.
-            let _ = thread.join();
+            thread.join().expect(thread::ENDS_WELL);
         }
     }
 }

@@ -6,16 +6,23 @@ use std::sync::atomic::Ordering;
 use userswap_core::FaultError;
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::space::SpaceError;
-use userswap_sys::signals::{self, Blocked, Fault, Verdict, stderr_line};
+use userswap_sys::signals::{self, Fault, Verdict, stderr_line};
 use userswap_sys::uffd::{Doorbell, Event, Outcome, PageFault, RawEvent};
-use userswap_sys::{Errno, cpu, own};
+use userswap_sys::{Errno, cpu, inject, own};
 
 use crate::Error;
 use crate::moving::Admitted;
 use crate::registry;
 use crate::shared::{RegionMemory, Resolved, Shared};
 use crate::spec::FaultMode;
+use crate::thread;
 use crate::windows;
+
+/// How often waking a thread is tried.
+const WAKE_TRIES: usize = 64;
+
+/// Without its handlers a program would wait for ever.
+const UNREADABLE: &str = "faults cannot be read any more";
 
 /// Installs the process's SIGBUS handler, once.
 pub(crate) fn install() -> Result<(), Error> {
@@ -145,19 +152,16 @@ impl Handlers {
         };
         for cpu in cpu::allowed() {
             let (shared, bell) = (Arc::clone(shared), Arc::clone(&handlers.bell));
-            let thread = std::thread::Builder::new()
-                .name(format!("userswap-{cpu}"))
-                .spawn(move || {
-                    Blocked::forever();
+            let thread = thread::start(
+                format!("userswap-{cpu}"),
+                "start a fault handler thread",
+                move || {
                     own::note_thread();
                     // A CPU that cannot be had only costs speed.
                     let _ = cpu::pin_to(cpu);
                     handle(&shared, &bell);
-                })
-                .map_err(|error| Error::System {
-                    what: "start a fault handler thread",
-                    errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-                })?;
+                },
+            )?;
             handlers.threads.push(thread);
         }
         Ok(handlers)
@@ -168,8 +172,7 @@ impl Drop for Handlers {
     fn drop(&mut self) {
         self.bell.ring();
         for thread in self.threads.drain(..) {
-            // A handler that panicked has said so; there is nothing to do about it here.
-            let _ = thread.join();
+            thread.join().expect(thread::ENDS_WELL);
         }
     }
 }
@@ -181,7 +184,7 @@ fn handle(shared: &Shared, bell: &Doorbell) {
         match shared.uffd.wait(bell) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(errno) => fail_closed(errno),
+            Err(errno) => fail_closed(UNREADABLE, errno),
         }
         match shared.uffd.read_events(&mut buffer) {
             Ok(events) => {
@@ -192,15 +195,15 @@ fn handle(shared: &Shared, bell: &Doorbell) {
                 }
             }
             Err(Errno::INTR) => {}
-            Err(errno) => fail_closed(errno),
+            Err(errno) => fail_closed(UNREADABLE, errno),
         }
     }
 }
 
-/// Without its handlers a program would wait for ever.
-fn fail_closed(errno: Errno) -> ! {
+/// Rather an end with a word than a thread that waits for ever.
+fn fail_closed(what: &str, errno: Errno) -> ! {
     stderr_line(format_args!(
-        "userswap: faults cannot be read any more: errno {}; ending the process",
+        "userswap: {what}: errno {}; ending the process",
         errno.raw_os_error()
     ));
     std::process::abort();
@@ -218,26 +221,23 @@ fn on_event(shared: &Shared, fault: PageFault) {
     let inside = region.as_ref().and_then(|region| region.gate.enter());
     let (Some(region), Some(_inside)) = (&region, inside) else {
         // Whoever still waits there shall look again.
-        let _ = shared
-            .uffd
-            .wake(fault.address & !(PAGE_SIZE - 1), PAGE_SIZE);
+        wake(shared, fault.address & !(PAGE_SIZE - 1));
         return;
     };
+    inject::pass(inject::Thread::Handler);
     let space = &region.mm.space;
     let page = (fault.address - space.base()) / PAGE_SIZE;
     match region.resolve(page, fault.write) {
         // Mapping the page has woken everybody.
         Ok(Resolved::Mapped) => {}
-        Ok(Resolved::ByOthers) => {
-            let _ = shared.uffd.wake(space.address(page), PAGE_SIZE);
-        }
+        Ok(Resolved::ByOthers) => wake(shared, space.address(page)),
         Err(error) => {
             report(region, page, error);
             shared.swap.while_missing(&region.mm, page, || {
                 // Refused only where a mark is there already.
                 let _ = space.uffd().poison(space.address(page), PAGE_SIZE);
             });
-            let _ = shared.uffd.wake(space.address(page), PAGE_SIZE);
+            wake(shared, space.address(page));
         }
     }
 }
@@ -268,5 +268,20 @@ fn on_event_in_window(window: &RegionMemory, fault: PageFault) {
             }
         }
     }
-    let _ = shared.uffd.wake(at, PAGE_SIZE);
+    wake(shared, at);
+}
+
+/// Lets whoever waits for the page at `address` look again. Nobody else may come to do it, so it has to succeed.
+fn wake(shared: &Shared, address: usize) {
+    let mut woken = shared.uffd.wake(address, PAGE_SIZE);
+    for _ in 0..WAKE_TRIES {
+        if woken.is_ok() {
+            return;
+        }
+        std::thread::yield_now();
+        woken = shared.uffd.wake(address, PAGE_SIZE);
+    }
+    if let Err(errno) = woken {
+        fail_closed("a thread that waits for a page cannot be woken", errno);
+    }
 }

@@ -21,7 +21,7 @@
 //! signals. One installed later replaces the engine's and must call the one it found.
 //!
 //! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `stream` (what an engine is made of and
-//! counts), `frames`, `space` (memory), `reclaim`, `crew` and `shared` (what leaves memory, who helps to
+//! counts), `thread` (its own threads), `frames`, `space` (memory), `reclaim`, `crew` and `shared` (what leaves memory, who helps to
 //! bring it back, and the state all parts share), `registry`, `fault` (where faults come in), `engine`
 //! and `region` (what users hold).
 
@@ -41,6 +41,7 @@ mod space;
 mod spec;
 mod stats;
 mod stream;
+mod thread;
 mod windows;
 
 pub use engine::{Engine, EngineBuilder};

@@ -16,6 +16,7 @@ use userswap_core::device::DeviceError;
 use userswap_core::page_table::CHUNK_PAGES;
 use userswap_core::space::Frames;
 use userswap_core::{StageError, Staged};
+use userswap_sys::inject;
 use userswap_sys::signals::stderr_line;
 
 use crate::budget::Level;
@@ -396,6 +397,7 @@ impl Shared {
     /// The reclaimer thread: keeps memory free between the marks, so that faults seldom have to.
     pub(crate) fn run_reclaimer(&self) {
         while self.reclaimer.wait() {
+            inject::pass(inject::Thread::Reclaimer);
             while self.budget.level(self.used_bytes()) != Level::Roomy {
                 let _inside = self.moving.enter();
                 match self.reclaim_step() {

@@ -356,6 +356,19 @@ impl RegionMemory {
     }
 }
 
+impl RegionMemory {
+    /// Drops all pages of a region that is going. Those that the system has locked in memory go with the mapping.
+    fn discard_for_good(&self) {
+        for chunk in 0..self.mm.table.chunks() {
+            let done = self.shared.swap.discard_for_good(&self.mm, chunk);
+            debug_assert_eq!(done.pinned, 0, "a pin borrows its region");
+            self.shared
+                .budget
+                .uncharge(u64::from(done.present.count_ones()));
+        }
+    }
+}
+
 impl Shared {
     /// Waits for other threads to give frames back; gives some back itself if it can.
     fn wait_for_frames(&self) {
@@ -391,8 +404,7 @@ impl Drop for Region {
         }
         // Waits for helpers that are bringing pages in.
         self.memory.gate.close();
-        let (_, pinned) = self.memory.discard(&(0..self.memory.mm.table.pages()));
-        debug_assert_eq!(pinned, 0, "a pin borrows its region");
+        self.memory.discard_for_good();
         // What is staged from here is of no use to anybody: give its frames back now.
         shared.write_out_region(self.memory.number);
         shared.compact_store();

@@ -157,6 +157,30 @@ fn pages_locked_in_memory_are_kept_and_said() {
 }
 
 #[test]
+fn a_region_locked_in_memory_goes_without_a_trace() {
+    in_both_modes(
+        "locked_drop",
+        |builder| builder,
+        |engine| {
+            let (region, _) = written(engine, 16);
+            // Some are swapped out and stay so: locked is what is there, and what will be.
+            region.advise(0..4 * PAGE, Advice::PageOut).expect("advice");
+            let locked = region.as_ptr().cast();
+            // SAFETY: the whole region; locking changes no byte.
+            let refused = unsafe { libc::mlock2(locked, 16 * PAGE, libc::MLOCK_ONFAULT as _) };
+            assert_eq!(refused, 0, "mlock2");
+            drop(region);
+            let stats = engine.stats();
+            assert_eq!(
+                (stats.resident_bytes, stats.swapped_bytes, stats.bugs),
+                (0, 0, 0)
+            );
+            engine.swapoff().expect("an empty area closes");
+        },
+    );
+}
+
+#[test]
 fn dont_need_drops_pages_in_memory_and_in_the_store() {
     in_both_modes(
         "dont_need",

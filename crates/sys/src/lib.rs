@@ -11,6 +11,7 @@
 //! | [`uffd`] | userfaultfd: register, copy, move, wake, poison, read events |
 //! | [`signals`] | the one SIGBUS handler, and the chain to an earlier one |
 //! | [`host`] | what this machine permits and how full it is |
+//! | [`inject`] | refusals and delays on purpose, for tests (feature `inject`; empty without) |
 //!
 //! # On the fault path
 //! A fault may be resolved inside a synchronous SIGBUS handler, at any instruction of any thread: inside `malloc`, with
@@ -20,6 +21,7 @@
 pub mod cpu;
 pub mod futex;
 pub mod host;
+pub mod inject;
 pub mod mapping;
 pub mod own;
 pub mod signals;

@@ -6,6 +6,7 @@ use std::ptr;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use thiserror::Error;
 
+use crate::inject::{self, Call};
 use crate::{Errno, PAGE_SIZE, own};
 
 /// Why a mapping could not be made or changed.
@@ -202,13 +203,20 @@ impl Mapping {
     ) -> Result<(), MappingError> {
         self.check(&range)?;
         let (addr, len) = (self.base + range.start, range.len());
-        // SAFETY: inside this mapping, which only hands out addresses (see the type): no reference of ours is invalidated.
-        unsafe { madvise(addr as *mut _, len, advice) }.map_err(|errno| MappingError::Advise {
-            advice: name,
-            addr,
-            len,
-            errno,
-        })
+        let call = match advice {
+            Advice::LinuxDontNeed => Call::Discard,
+            _ => Call::Advise,
+        };
+        inject::whole(call)
+            // SAFETY: inside this mapping, which only hands out addresses (see the type): no reference of ours is
+            // invalidated.
+            .and_then(|()| unsafe { madvise(addr as *mut _, len, advice) })
+            .map_err(|errno| MappingError::Advise {
+                advice: name,
+                addr,
+                len,
+                errno,
+            })
     }
 }
 

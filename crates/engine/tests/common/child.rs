@@ -1,7 +1,9 @@
 //! Tests that need a process of their own: the test binary starts itself again.
 
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Runs the test `name` of this very binary, ignored there, in a process of its own with `case` in its
@@ -27,25 +29,40 @@ pub(crate) fn command(name: &str, case: &str) -> Command {
 
 /// The output of a command that must end within a minute: a hang is a failure too.
 pub(crate) fn finish(mut command: Command) -> Output {
-    use std::process::Stdio;
-    let start = Instant::now();
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the test binary starts");
-    // What children print fits into a pipe.
-    loop {
+    // Read as it comes: a child that says much must not wait for room in a pipe.
+    let stdout = collect(child.stdout.take().expect("piped"));
+    let stderr = collect(child.stderr.take().expect("piped"));
+    let start = Instant::now();
+    let (status, hangs) = loop {
         match child.try_wait().expect("the child can be waited for") {
-            Some(_) => return child.wait_with_output().expect("its output"),
+            Some(status) => break (status, false),
             None if start.elapsed() > Duration::from_secs(60) => {
                 child.kill().expect("it can be killed");
-                let output = child.wait_with_output().expect("its output");
-                panic!("the child hangs: {}", said(&output));
+                break (child.wait().expect("its end"), true);
             }
             None => std::thread::sleep(Duration::from_millis(2)),
         }
-    }
+    };
+    let output = Output {
+        status,
+        stdout: stdout.join().expect("its output"),
+        stderr: stderr.join().expect("its output"),
+    };
+    assert!(!hangs, "the child hangs: {}", said(&output));
+    output
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut said = Vec::new();
+        from.read_to_end(&mut said).expect("a pipe can be read");
+        said
+    })
 }
 
 /// The case this process was started for; `None`: somebody ran the ignored tests by hand.

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub(crate) mod child;
+pub(crate) mod churn;
+pub(crate) mod faulty;
 pub(crate) mod pages;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

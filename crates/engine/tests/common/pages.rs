@@ -1,19 +1,9 @@
-//! A region's pages as threads use them: each page carries its number, a version and a checksum.
+//! A region's pages as threads use them: each page carries its region's name, its number, a version and a checksum.
 
-use userswap::{PAGE_SIZE, Region};
+use userswap::{PAGE_SIZE, PageBytes, Region};
+use userswap_core::stamp::{Found, Stamp};
 
-use super::Random;
-
-/// What a page is filled with behind its header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
-    /// Compresses to a small part.
-    Text,
-    /// Does not compress.
-    Noise,
-}
-
-const HEADER: usize = 24;
+pub(crate) use userswap_core::stamp::Content;
 
 /// The pages of a region, for use from many threads. Who uses it sees to it that one thread at a time
 /// is on a page.
@@ -21,6 +11,8 @@ const HEADER: usize = 24;
 pub(crate) struct Pages {
     base: *mut u8,
     count: usize,
+    /// What the region is called in its pages.
+    name: u64,
 }
 
 // SAFETY: raw addresses; every access is an unsafe block of its own that vouches for itself.
@@ -31,9 +23,25 @@ unsafe impl Sync for Pages {}
 impl Pages {
     /// The pages of `region`, which outlives every use of them.
     pub(crate) fn of(region: &Region) -> Self {
+        Self::named(region, 0)
+    }
+
+    /// The same, where pages of several regions must be told apart. A fork's pages keep their old name until they are
+    /// written.
+    pub(crate) fn named(region: &Region, name: u64) -> Self {
         Self {
             base: region.as_mut_ptr(),
             count: region.len() / PAGE_SIZE,
+            name,
+        }
+    }
+
+    pub(crate) fn stamp(self, page: usize, version: u64, content: Content) -> Stamp {
+        Stamp {
+            region: self.name,
+            page: page as u64,
+            version,
+            content,
         }
     }
 
@@ -68,60 +76,30 @@ impl Pages {
 
     /// Fills a page with what only this page and `version` have.
     pub(crate) fn write(self, page: usize, version: u64, content: Content) {
-        let bytes = image(page, version, content);
+        let bytes = self.stamp(page, version, content).bytes();
         // SAFETY: the caller is the only one on the page; source and destination are a page long.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address(page), PAGE_SIZE);
         }
     }
 
-    /// Whether a page holds what `write` wrote.
-    #[track_caller]
-    pub(crate) fn verify(self, page: usize, version: u64, content: Content) {
+    /// A copy of a page, as it is now.
+    pub(crate) fn read(self, page: usize) -> PageBytes {
         let mut found = [0; PAGE_SIZE];
         // SAFETY: the caller is the only one on the page; source and destination are a page long.
         unsafe {
             std::ptr::copy_nonoverlapping(self.address(page), found.as_mut_ptr(), PAGE_SIZE);
         }
-        let wanted = image(page, version, content);
-        if found != wanted {
-            let at = (0..PAGE_SIZE).find(|&at| found[at] != wanted[at]);
-            panic!(
-                "page {page}: header {:?}, should be version {version}; differs from byte {at:?} on",
-                header(&found)
-            );
+        found
+    }
+
+    /// Whether a page holds what `write` wrote.
+    #[track_caller]
+    pub(crate) fn verify(self, page: usize, version: u64, content: Content) {
+        let wanted = self.stamp(page, version, content);
+        if let Err(wrong) = Found::of(&self.read(page)).expect(self.name, page as u64, Some(wanted))
+        {
+            panic!("{wrong}");
         }
     }
-}
-
-/// Number, version and checksum.
-fn header(bytes: &[u8; PAGE_SIZE]) -> [u64; 3] {
-    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
-    [word(0), word(8), word(16)]
-}
-
-fn image(page: usize, version: u64, content: Content) -> [u8; PAGE_SIZE] {
-    let mut bytes = [0; PAGE_SIZE];
-    let mut random = Random::new((page as u64) << 20 ^ version ^ 0x5eed);
-    // Text repeats 64 bytes, so it compresses about fifty-fold.
-    let period = match content {
-        Content::Text => 64,
-        Content::Noise => PAGE_SIZE - HEADER,
-    };
-    for chunk in bytes[HEADER..HEADER + period].chunks_mut(8) {
-        chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
-    }
-    for at in HEADER + period..PAGE_SIZE {
-        bytes[at] = bytes[at - period];
-    }
-    bytes[..8].copy_from_slice(&(page as u64).to_le_bytes());
-    bytes[8..16].copy_from_slice(&version.to_le_bytes());
-    let checksum = bytes[HEADER..].chunks(8).fold(version, |sum, chunk| {
-        sum.rotate_left(5)
-            ^ chunk
-                .iter()
-                .fold(0, |word, &byte| word << 8 | u64::from(byte))
-    });
-    bytes[16..24].copy_from_slice(&checksum.to_le_bytes());
-    bytes
 }

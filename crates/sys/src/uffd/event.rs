@@ -8,6 +8,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::Uffd;
 use crate::Errno;
+use crate::inject::{self, Call};
 
 /// One message as the kernel writes it: 32 bytes, the meaning of `words` depends on `event`.
 #[repr(C)]
@@ -103,7 +104,7 @@ impl Uffd {
         // SAFETY: the same memory as bytes; `RawEvent` is whole words without padding, and any bytes make a valid one.
         let bytes =
             unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), len) };
-        match rustix::io::read(self, bytes) {
+        match inject::whole(Call::ReadEvents).and_then(|()| rustix::io::read(self, bytes)) {
             // The kernel writes whole messages only.
             Ok(read) => Ok(&buffer[..read / mem::size_of::<RawEvent>()]),
             Err(Errno::AGAIN) => Ok(&[]),

@@ -25,6 +25,7 @@ pub use open::{DEVICE, Open, OpenError, Way, open_by};
 pub use progress::{Outcome, Progress};
 
 use crate::Errno;
+use crate::inject::{self, Call};
 
 /// An open userfaultfd.
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Uffd {
             mode: u64::from(raw::UFFDIO_REGISTER_MODE_MISSING),
             ioctls: 0,
         };
+        inject::whole(Call::Register)?;
         // SAFETY: number and structure belong together; the range is the caller's.
         unsafe { abi::call::<{ abi::REGISTER }, _>(self, &mut argument) }
     }
@@ -80,6 +82,7 @@ impl Uffd {
     /// # Safety
     /// No page of the range may be missing whose contents anyone still relies on.
     pub unsafe fn unregister(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        inject::whole(Call::Unregister)?;
         // SAFETY: number and structure belong together; that nothing is lost is the caller's part.
         unsafe { abi::call::<{ abi::UNREGISTER }, _>(self, &mut range(addr, len)) }
     }
@@ -95,16 +98,18 @@ impl Uffd {
     /// `src` are readable, and not being written.
     #[inline]
     pub unsafe fn copy(&self, dst: usize, src: usize, len: usize) -> Progress {
-        let mut argument = raw::uffdio_copy {
-            dst: dst as u64,
-            src: src as u64,
-            len: len as u64,
-            mode: 0,
-            copy: 0,
-        };
-        // SAFETY: number and structure belong together; the addresses are the caller's part.
-        let returned = unsafe { abi::call::<{ abi::COPY }, _>(self, &mut argument) };
-        Progress::new(returned, argument.copy, len)
+        Progress::of(Call::Copy, len, |len| {
+            let mut argument = raw::uffdio_copy {
+                dst: dst as u64,
+                src: src as u64,
+                len: len as u64,
+                mode: 0,
+                copy: 0,
+            };
+            // SAFETY: number and structure belong together; the addresses are the caller's part.
+            let returned = unsafe { abi::call::<{ abi::COPY }, _>(self, &mut argument) };
+            Progress::new(returned, argument.copy, len)
+        })
     }
 
     /// Maps zeros at missing pages, and wakes who waits for them. Errors as for [`Uffd::copy`].
@@ -113,14 +118,16 @@ impl Uffd {
     /// `dst` is registered by the caller's protocol, and zeros are what its missing pages must hold.
     #[inline]
     pub unsafe fn zeropage(&self, dst: usize, len: usize) -> Progress {
-        let mut argument = raw::uffdio_zeropage {
-            range: range(dst, len),
-            mode: 0,
-            zeropage: 0,
-        };
-        // SAFETY: number and structure belong together; the addresses are the caller's part.
-        let returned = unsafe { abi::call::<{ abi::ZEROPAGE }, _>(self, &mut argument) };
-        Progress::new(returned, argument.zeropage, len)
+        Progress::of(Call::Zeropage, len, |len| {
+            let mut argument = raw::uffdio_zeropage {
+                range: range(dst, len),
+                mode: 0,
+                zeropage: 0,
+            };
+            // SAFETY: number and structure belong together; the addresses are the caller's part.
+            let returned = unsafe { abi::call::<{ abi::ZEROPAGE }, _>(self, &mut argument) };
+            Progress::new(returned, argument.zeropage, len)
+        })
     }
 
     /// Moves the pages at `src` to missing pages at `dst`, frames and all, in one step for all threads, and wakes who
@@ -145,26 +152,29 @@ impl Uffd {
         len: usize,
         allow_src_holes: bool,
     ) -> Progress {
-        let mode = if allow_src_holes {
-            abi::MOVE_ALLOW_SRC_HOLES
-        } else {
-            0
-        };
-        let mut argument = raw::uffdio_move {
-            dst: dst as u64,
-            src: src as u64,
-            len: len as u64,
-            mode,
-            move_: 0,
-        };
-        // SAFETY: number and structure belong together; the addresses are the caller's part.
-        let returned = unsafe { abi::call::<{ abi::MOVE }, _>(self, &mut argument) };
-        Progress::new(returned, argument.move_, len)
+        Progress::of(Call::Move, len, |len| {
+            let mode = if allow_src_holes {
+                abi::MOVE_ALLOW_SRC_HOLES
+            } else {
+                0
+            };
+            let mut argument = raw::uffdio_move {
+                dst: dst as u64,
+                src: src as u64,
+                len: len as u64,
+                mode,
+                move_: 0,
+            };
+            // SAFETY: number and structure belong together; the addresses are the caller's part.
+            let returned = unsafe { abi::call::<{ abi::MOVE }, _>(self, &mut argument) };
+            Progress::new(returned, argument.move_, len)
+        })
     }
 
     /// Wakes threads that wait for pages in the range; each repeats its access and faults again if the page is missing.
     #[inline]
     pub fn wake(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        inject::whole(Call::Wake)?;
         // SAFETY: number and structure belong together; waking changes no memory, a woken access only repeats.
         unsafe { abi::call::<{ abi::WAKE }, _>(self, &mut range(addr, len)) }
     }
@@ -179,14 +189,16 @@ impl Uffd {
     /// Safe: an access then ends, it never sees wrong bytes.
     #[inline]
     pub fn poison(&self, addr: usize, len: usize) -> Progress {
-        let mut argument = raw::uffdio_poison {
-            range: range(addr, len),
-            mode: 0,
-            updated: 0,
-        };
-        // SAFETY: number and structure belong together; the marker makes accesses fail, it gives them no contents.
-        let returned = unsafe { abi::call::<{ abi::POISON }, _>(self, &mut argument) };
-        Progress::new(returned, argument.updated, len)
+        Progress::of(Call::Poison, len, |len| {
+            let mut argument = raw::uffdio_poison {
+                range: range(addr, len),
+                mode: 0,
+                updated: 0,
+            };
+            // SAFETY: number and structure belong together; the marker makes accesses fail, it gives them no contents.
+            let returned = unsafe { abi::call::<{ abi::POISON }, _>(self, &mut argument) };
+            Progress::new(returned, argument.updated, len)
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! done is something else again: the address space is changing, look anew.
 
 use crate::Errno;
+use crate::inject::{self, Call, Fate};
 
 /// How far COPY, ZEROPAGE, MOVE or POISON got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,25 @@ impl Progress {
     #[inline]
     pub fn is_complete(self) -> bool {
         self.error.is_none()
+    }
+
+    /// Makes a call on a run of `len` bytes, or what a test makes of it.
+    #[inline]
+    pub(super) fn of(call: Call, len: usize, make: impl FnOnce(usize) -> Self) -> Self {
+        match inject::at(call, len) {
+            Fate::Made => make(len),
+            Fate::Refused(errno) => Progress {
+                done: 0,
+                error: Some(errno),
+            },
+            Fate::Short(bytes) => {
+                let made = make(bytes);
+                Progress {
+                    error: made.error.or(Some(Errno::AGAIN)),
+                    ..made
+                }
+            }
+        }
     }
 
     /// From what the ioctl returned and what it left in its structure: bytes done, or a negative error number, or the 0

@@ -1,0 +1,68 @@
+//! A device whose panics come back as errors.
+//!
+//! A device may be anybody's code, and it is called with pins held. A panic that unwound from there would leave them to
+//! nobody, and everyone who needs these pages would wait for ever. Inside a signal handler it could not unwind at all.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::device::{Content, Device, DeviceError, PageBytes, Properties, Usage};
+
+/// Wraps a device. The panic's own message has been printed by the time the error is returned.
+pub(crate) struct Guarded(pub(crate) Box<dyn Device>);
+
+impl Guarded {
+    fn guard<R>(
+        &self,
+        call: impl FnOnce(&dyn Device) -> Result<R, DeviceError>,
+    ) -> Result<R, DeviceError> {
+        // Unwind safe: after an error nobody relies on the page that the call was filling, and what the device itself
+        // may have left half-done is the device's own affair, as it is after any error.
+        catch_unwind(AssertUnwindSafe(|| call(&*self.0))).unwrap_or(Err(DeviceError::Panicked))
+    }
+}
+
+impl Device for Guarded {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn slots(&self) -> u64 {
+        self.0.slots()
+    }
+
+    fn properties(&self) -> Properties {
+        self.0.properties()
+    }
+
+    fn read(&self, slot: u64, page: &mut PageBytes) -> Result<Content, DeviceError> {
+        self.guard(|device| device.read(slot, page))
+    }
+
+    fn write(&self, slot: u64, page: &PageBytes) -> Result<(), DeviceError> {
+        self.guard(|device| device.write(slot, page))
+    }
+
+    fn discard(&self, slot: u64) {
+        // What could not be dropped is overwritten when the slot is used again.
+        let _ = self.guard(|device| {
+            device.discard(slot);
+            Ok(())
+        });
+    }
+
+    fn usage(&self) -> Usage {
+        self.0.usage()
+    }
+
+    fn compact(&self) {
+        // Memory that could not be given back is still counted.
+        let _ = self.guard(|device| {
+            device.compact();
+            Ok(())
+        });
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.0.memory_bytes()
+    }
+}
