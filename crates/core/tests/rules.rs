@@ -74,11 +74,7 @@ fn every_broken_rule_is_caught() {
         let broken = catch_unwind(|| within_reason(move || test(Rules::without(rule))));
         support::forget_bugs();
         let said = broken.expect_err(&format!("{rule:?} is broken, and nobody sees it"));
-        let text = said
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| said.downcast_ref::<&str>().copied());
-        (rule, text.expect("a message").to_owned())
+        (rule, table::said(&*said))
     });
     table::report("script", &found);
 }

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "no test binary uses all of it")]
 
 pub(crate) mod hooked;
+#[cfg(feature = "shuttle")]
+pub(crate) mod soak;
 pub(crate) mod table;
 
 use std::collections::{BTreeMap, BTreeSet};

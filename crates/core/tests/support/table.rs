@@ -1,5 +1,6 @@
 //! The table of `docs/RULES.md`: which checker sees which broken rule.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::io::Write;
 
@@ -36,6 +37,14 @@ pub(crate) fn column(column: &str) -> Vec<Rule> {
         .collect()
 }
 
+/// What a panic said.
+pub(crate) fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .expect("a message")
+        .to_owned()
+}
+
 /// Prints what a checker said of each rule, past the capture of the test's output, and compares it
 /// with the document.
 pub(crate) fn report(checker: &str, found: &[(Rule, String)]) {
@@ -43,7 +52,8 @@ pub(crate) fn report(checker: &str, found: &[(Rule, String)]) {
     writeln!(out, "\nrule broken                | {checker}: caught by").expect("stdout");
     for (rule, said) in found {
         let line = said.lines().next().unwrap_or_default();
-        let line = line.rsplit("failed: ").next().unwrap_or_default();
+        let line = line.replace("assertion `left == right` failed", "not equal");
+
         writeln!(out, "{:<26} | {line}", format!("{rule:?}")).expect("stdout");
     }
     drop(out);
