@@ -1,17 +1,26 @@
 //! Random sequences of operations against a flat memory that knows no swap: every page is always the
 //! one that was last stored, and the invariants hold after each step.
+//!
+//! Every page carries region, number, version and checksum, so that a wrong page says whose it is. A failing sequence is
+//! shrunk, and printed like a program. A longer run, and one with a given seed:
+//! `PROPTEST_CASES=100000 PROPTEST_RNG_SEED=1 cargo test -p userswap-core --test properties -- --nocapture`.
 
 mod support;
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use support::{Switches, check, check_empty, device, stamp, version_of};
-use userswap_core::device::Properties;
+use proptest::test_runner::{RngSeed, TestRunner};
+use support::{Switches, check, check_empty, device, stamp_of};
+use userswap_core::device::{PageBytes, Properties};
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_core::soft::{self, SoftMm, SoftSwap};
-use userswap_core::space::Frames;
+use userswap_core::space::{Frames, SpaceError};
+use userswap_core::stamp::{Found, Stamp};
 use userswap_core::{Access, FaultError, PinResult, StageError, Staged, Way};
 
 /// One chunk and a piece of another.
@@ -20,7 +29,7 @@ const CHUNKS: usize = 2;
 const BLOCKS: usize = 5;
 const SPACES: usize = 3;
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Step {
     Store(usize, usize),
     Load(usize, usize),
@@ -37,8 +46,41 @@ enum Step {
     /// Slots that cannot be read from now on.
     Unreadable(BTreeSet<u64>),
     Unwritable(Option<BTreeSet<u64>>),
+    /// No frame is free.
     Exhausted(bool),
+    /// No page can be mapped in a space: the system has no memory.
+    NoMemory(usize, bool),
+    /// No page can leave a space: the system uses them all.
+    Busy(usize, bool),
     SwapOffAndOn,
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Store(space, page) => write!(f, "store(s{space}, page {page})"),
+            Step::Load(space, page) => write!(f, "load(s{space}, page {page})"),
+            Step::Stage(space, chunk, mask) => {
+                write!(f, "stage(s{space}, chunk {chunk}, {mask:#x})")
+            }
+            Step::WriteBack(put_back) => write!(f, "write_back(put_back: {put_back})"),
+            Step::PutBack(mask) => write!(f, "put_back({mask:#x})"),
+            Step::Pin(space, page) => write!(f, "pin(s{space}, page {page})"),
+            Step::Unpin(nth) => write!(f, "unpin({nth})"),
+            Step::Discard(space, chunk, mask) => {
+                write!(f, "discard(s{space}, chunk {chunk}, {mask:#x})")
+            }
+            Step::Fork(space) => write!(f, "fork(s{space})"),
+            Step::Drop(space) => write!(f, "drop(s{space})"),
+            Step::Unreadable(slots) => write!(f, "unreadable({slots:?})"),
+            Step::Unwritable(slots) => write!(f, "unwritable({slots:?})"),
+            Step::Exhausted(exhausted) => write!(f, "exhausted({exhausted})"),
+            Step::NoMemory(space, full) => write!(f, "no_memory(s{space}, {full})"),
+            Step::Busy(space, busy) => write!(f, "busy(s{space}, {busy})"),
+            Step::SwapOffAndOn => write!(f, "swapoff_and_on()"),
+        }?;
+        f.write_str(";")
+    }
 }
 
 fn page() -> impl Strategy<Value = usize> {
@@ -74,6 +116,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => slots().prop_map(Step::Unreadable),
         1 => prop::option::of(slots()).prop_map(Step::Unwritable),
         1 => any::<bool>().prop_map(Step::Exhausted),
+        1 => (space(), any::<bool>()).prop_map(|(space, full)| Step::NoMemory(space, full)),
+        1 => (space(), any::<bool>()).prop_map(|(space, busy)| Step::Busy(space, busy)),
         1 => Just(Step::SwapOffAndOn),
     ]
 }
@@ -107,8 +151,15 @@ fn setting() -> impl Strategy<Value = Setting> {
 struct Space {
     number: usize,
     mm: SoftMm,
-    versions: Vec<u64>,
+    /// `None`: nobody has written the page.
+    wanted: Vec<Option<Stamp>>,
     pins: Vec<usize>,
+}
+
+impl Space {
+    fn is_full(&self) -> bool {
+        self.mm.space.full.load(Ordering::SeqCst)
+    }
 }
 
 struct World {
@@ -137,17 +188,17 @@ impl World {
             clock: 0,
             exhausted: false,
         };
-        let first = world.space(vec![0; PAGES]);
+        let first = world.space(vec![None; PAGES]);
         world.spaces.push(first);
         world
     }
 
-    fn space(&mut self, versions: Vec<u64>) -> Space {
+    fn space(&mut self, wanted: Vec<Option<Stamp>>) -> Space {
         self.clock += 1;
         Space {
             number: self.clock as usize,
             mm: soft::mm(&self.swap, PAGES, self.setting.around),
-            versions,
+            wanted,
             pins: vec![0; PAGES],
         }
     }
@@ -163,13 +214,9 @@ impl World {
         for space in &self.spaces {
             for page in 0..PAGES {
                 if let Some(bytes) = space.mm.space.peek(page) {
-                    assert_eq!(
-                        version_of(page, &bytes),
-                        Ok(space.versions[page]),
-                        "page {page}"
-                    );
+                    expect(space, page, &bytes);
                 } else if space.mm.table.load(page).state() == PteState::None {
-                    assert_eq!(space.versions[page], 0, "page {page} is lost");
+                    assert_eq!(space.wanted[page], None, "page {page} is lost");
                 }
             }
         }
@@ -199,6 +246,10 @@ impl World {
                     assert!(unreadable.contains(&entry.offset()), "{entry} can be read");
                     return false;
                 }
+                Err(FaultError::Space(SpaceError::NoMemory)) => {
+                    assert!(self.spaces[space].is_full(), "there is memory");
+                    return false;
+                }
                 Err(error) => panic!("{error}"),
             }
         }
@@ -208,20 +259,19 @@ impl World {
     fn load(&mut self, space: usize, page: usize) {
         if self.bring(space, page) {
             let bytes = self.spaces[space].mm.space.peek(page).expect("present");
-            let expected = self.spaces[space].versions[page];
-            assert_eq!(version_of(page, &bytes), Ok(expected));
+            expect(&self.spaces[space], page, &bytes);
         }
     }
 
     fn store(&mut self, space: usize, page: usize) {
         if self.bring(space, page) {
             self.clock += 1;
-            let bytes = stamp(page, self.clock);
+            let stamp = stamp_of(self.spaces[space].number as u64, page, self.clock);
             soft::access(&self.swap, &self.spaces[space].mm, page, |page| {
-                *page = bytes
+                *page = stamp.bytes()
             })
             .expect("present");
-            self.spaces[space].versions[page] = self.clock;
+            self.spaces[space].wanted[page] = Some(stamp);
         }
     }
 
@@ -283,7 +333,7 @@ impl World {
 
     fn discard(&mut self, space: usize, chunk: usize, mask: u64) {
         let Space {
-            mm, versions, pins, ..
+            mm, wanted, pins, ..
         } = &mut self.spaces[space];
         let done = self.swap.discard(mm, chunk, mask);
         for i in (0..CHUNK_PAGES).filter(|i| mask & 1 << i != 0) {
@@ -291,7 +341,7 @@ impl World {
             if page < PAGES {
                 assert_eq!(done.pinned & 1 << i != 0, pins[page] > 0);
                 if pins[page] == 0 {
-                    versions[page] = 0;
+                    wanted[page] = None;
                 }
             }
         }
@@ -301,7 +351,7 @@ impl World {
         if self.spaces.len() == SPACES {
             return;
         }
-        let child = self.space(self.spaces[space].versions.clone());
+        let child = self.space(self.spaces[space].wanted.clone());
         let mut copied = true;
         for chunk in 0..CHUNKS {
             let parent = &self.spaces[space];
@@ -341,11 +391,16 @@ impl World {
                 }
                 let area = self.swap.areas().nth(number).expect("an area");
                 if let Err((_, _, error)) = self.swap.unuse(&space.mm, area) {
-                    let FaultError::Read { entry, .. } = error else {
-                        panic!("{error}")
-                    };
-                    let unreadable = self.switches.unreadable.lock().expect("switches");
-                    assert!(unreadable.contains(&entry.offset()), "{entry} can be read");
+                    match error {
+                        FaultError::Read { entry, .. } => {
+                            let unreadable = self.switches.unreadable.lock().expect("switches");
+                            assert!(unreadable.contains(&entry.offset()), "{entry} can be read");
+                        }
+                        FaultError::Space(SpaceError::NoMemory) => {
+                            assert!(space.is_full(), "there is memory");
+                        }
+                        error => panic!("{error}"),
+                    }
                     self.swap.abort_swapoff(area);
                     assert!(self.swap.is_open(area));
                     return;
@@ -402,7 +457,15 @@ impl World {
             Step::Exhausted(exhausted) => {
                 self.exhausted = exhausted;
                 let flag = &self.swap.frames().exhausted;
-                flag.store(exhausted, std::sync::atomic::Ordering::SeqCst);
+                flag.store(exhausted, Ordering::SeqCst);
+            }
+            Step::NoMemory(space, full) => {
+                let space = &self.spaces[self.at(space)].mm.space;
+                space.full.store(full, Ordering::SeqCst);
+            }
+            Step::Busy(space, busy) => {
+                let space = &self.spaces[self.at(space)].mm.space;
+                space.busy.store(busy, Ordering::SeqCst);
             }
             Step::SwapOffAndOn => self.swapoff(),
         }
@@ -414,6 +477,10 @@ impl World {
         self.step(Step::Unreadable(BTreeSet::new()));
         self.step(Step::Unwritable(None));
         self.step(Step::Exhausted(false));
+        for space in 0..self.spaces.len() {
+            self.step(Step::NoMemory(space, false));
+            self.step(Step::Busy(space, false));
+        }
         while !self.staged.is_empty() {
             self.write_back(true);
         }
@@ -434,24 +501,42 @@ impl World {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 1_500,
+/// A present page is what was last stored there.
+fn expect(space: &Space, page: usize, bytes: &PageBytes) {
+    let found = Found::of(bytes).expect(space.number as u64, page as u64, space.wanted[page]);
+    found.unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
+#[test]
+fn memory_is_what_was_stored() {
+    let mut config = ProptestConfig {
         // Where the seeds of failures would go is nobody's business but the developer's.
         failure_persistence: None,
         ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn memory_is_what_was_stored(
-        setting in setting(),
-        steps in prop::collection::vec(step(), 1..80),
-    ) {
+    };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 1_500;
+    }
+    let seed = match config.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => std::process::id().into(),
+    };
+    config.rng_seed = RngSeed::Fixed(seed);
+    let (cases, operations) = (config.cases, Cell::new(0));
+    let programs = (setting(), prop::collection::vec(step(), 1..80));
+    let result = TestRunner::new(config).run(&programs, |(setting, steps)| {
+        operations.set(operations.get() + steps.len());
         let mut world = World::new(setting);
         world.check();
         for step in steps {
             world.step(step);
         }
         world.finish();
-    }
+        Ok(())
+    });
+    println!(
+        "{cases} cases, {} operations; PROPTEST_RNG_SEED={seed}",
+        operations.get()
+    );
+    result.unwrap_or_else(|error| panic!("PROPTEST_RNG_SEED={seed}: {error}"));
 }

@@ -21,6 +21,7 @@ use userswap_core::rule::Rules;
 use userswap_core::script::{Point, ScriptedDevice};
 use userswap_core::soft::{self, SoftMm, SoftSwap};
 use userswap_core::space::Frames;
+use userswap_core::stamp::{self, Found, Stamp};
 use userswap_core::{FaultError, Staged, SwapArea, Way, bug};
 
 /// Long enough for any machine; nothing is measured with it.
@@ -33,55 +34,30 @@ pub(crate) const PLAIN: Properties = Properties {
     discards: true,
 };
 
-const WORDS: usize = PAGE_SIZE / 8;
-
-/// A page that says whose it is: every word depends on the page and its version.
+/// A page that says whose it is, where there is only one region.
 pub(crate) fn stamp(page: usize, version: u64) -> PageBytes {
-    let mut bytes = [0; PAGE_SIZE];
-    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
-        let value = match i {
-            0 => version,
-            1 => page as u64,
-            _ => mix(page, version, i),
-        };
-        word.copy_from_slice(&value.to_le_bytes());
-    }
-    bytes
+    stamp_of(0, page, version).bytes()
 }
 
-/// The page and version a stamped page says it is. A page of zeros is version 0 of any page.
-///
-/// # Errors
-/// The page is torn, or nobody's.
-pub(crate) fn whose(bytes: &PageBytes) -> Result<Option<(usize, u64)>, String> {
-    if bytes.iter().all(|&byte| byte == 0) {
-        return Ok(None);
-    }
-    let word = |i: usize| u64::from_le_bytes(bytes[i * 8..][..8].try_into().expect("8 bytes"));
-    let (version, page) = (word(0), word(1) as usize);
-    match (2..WORDS).find(|&i| word(i) != mix(page, version, i)) {
-        Some(i) => Err(format!("page {page} version {version} is torn at word {i}")),
-        None => Ok(Some((page, version))),
+pub(crate) fn stamp_of(region: u64, page: usize, version: u64) -> Stamp {
+    Stamp {
+        region,
+        page: page as u64,
+        version,
+        content: stamp::Content::Text,
     }
 }
 
-/// The version of `page` in `bytes`.
+/// The version of `page` in `bytes`. A page of zeros is version 0 of any page.
 ///
 /// # Errors
 /// The page is torn, or another one.
 pub(crate) fn version_of(page: usize, bytes: &PageBytes) -> Result<u64, String> {
-    match whose(bytes)? {
-        None => Ok(0),
-        Some((is, version)) if is == page => Ok(version),
-        Some((is, version)) => Err(format!("page {page} holds page {is}, version {version}")),
+    match Found::of(bytes) {
+        Found::Zeros => Ok(0),
+        Found::Whole(stamp) if stamp.page == page as u64 => Ok(stamp.version),
+        found => Err(format!("page {page} holds {found}")),
     }
-}
-
-fn mix(page: usize, version: u64, i: usize) -> u64 {
-    (version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ page as u64)
-        .rotate_left(17)
-        .wrapping_add(i as u64)
-        .wrapping_mul(0xff51_afd7_ed55_8ccd)
 }
 
 /// Stores a version of a page.

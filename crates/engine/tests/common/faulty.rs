@@ -77,15 +77,27 @@ impl Plan {
 /// The device.
 pub(crate) struct Faulty {
     inner: Zram,
-    plan: Arc<Plan>,
+    meet: Meet,
 }
+
+/// What a call meets before it is made.
+type Meet = Box<dyn Fn(Call) -> Result<(), DeviceError> + Send + Sync>;
 
 impl Faulty {
     /// Compressed memory of `slots` slots under `plan`.
     pub(crate) fn new(slots: u64, plan: &Arc<Plan>) -> Box<Self> {
+        let plan = Arc::clone(plan);
+        Self::meeting(slots, move |call| plan.meet(call))
+    }
+
+    /// Compressed memory of `slots` slots, each of whose calls meets `meet` first.
+    pub(crate) fn meeting(
+        slots: u64,
+        meet: impl Fn(Call) -> Result<(), DeviceError> + Send + Sync + 'static,
+    ) -> Box<Self> {
         Box::new(Self {
             inner: Zram::new(slots, ZramOptions::default()).expect("a device"),
-            plan: Arc::clone(plan),
+            meet: Box::new(meet),
         })
     }
 }
@@ -104,7 +116,7 @@ impl Device for Faulty {
     }
 
     fn read(&self, slot: u64, page: &mut PageBytes) -> Result<Content, DeviceError> {
-        let met = self.plan.meet(Call::Read);
+        let met = (self.meet)(Call::Read);
         if met.is_err() {
             // What a failed read leaves behind is nobody's page.
             page.fill(0xbd);
@@ -113,12 +125,12 @@ impl Device for Faulty {
     }
 
     fn write(&self, slot: u64, page: &PageBytes) -> Result<(), DeviceError> {
-        self.plan.meet(Call::Write)?;
+        (self.meet)(Call::Write)?;
         self.inner.write(slot, page)
     }
 
     fn discard(&self, slot: u64) {
-        let met = self.plan.meet(Call::Discard);
+        let met = (self.meet)(Call::Discard);
         assert_eq!(met, Ok(()), "a discard cannot fail");
         self.inner.discard(slot);
     }
@@ -128,7 +140,7 @@ impl Device for Faulty {
     }
 
     fn compact(&self) {
-        let met = self.plan.meet(Call::Compact);
+        let met = (self.meet)(Call::Compact);
         assert_eq!(met, Ok(()), "compaction cannot fail");
         self.inner.compact();
     }
