@@ -2,7 +2,8 @@
 //!
 //! `HOOK_COUNTS` names the file (512 counters of 8 bytes); without it nothing is counted. When counting begins, the call
 //! `prctl(0x75737761, first, behind)` says so to whoever traces, with the range of this library's addresses.
-//! `HOOK_MODE`: `count` (default), `idle` (installed, not active), `unwanted` (active, nobody wants a number), `off`.
+//! `HOOK_MODE`: `count` (default), `clobber` (the same, and destroys every register it may), `idle` (installed, not
+//! active), `unwanted` (active, nobody wants a number), `off`.
 //! `HOOK_REPORT=1` prints what was found to standard error.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ const MARK: usize = 0x7573_7761;
 struct Counting {
     counts: &'static [AtomicU64],
     all: bool,
+    clobbers: bool,
 }
 
 impl Handlers for Counting {
@@ -26,11 +28,36 @@ impl Handlers for Counting {
         if let Some(count) = self.counts.get(call.nr) {
             count.fetch_add(1, Ordering::Relaxed);
         }
+        self.clobber();
         Decision::Run
     }
 
     fn after(&self, call: &Call, result: isize) {
         std::hint::black_box((call, result));
+        self.clobber();
+    }
+}
+
+impl Counting {
+    fn clobber(&self) {
+        if self.clobbers {
+            // SAFETY: the processor has AVX (looked up at the start); all registers are declared as changed.
+            unsafe {
+                std::arch::asm!(
+                    "vzeroall",
+                    "fldz",
+                    "fstp st(0)",
+                    "mov edi, 1", "mov esi, 1", "mov edx, 1", "mov r8d, 1", "mov r9d, 1", "mov r10d, 1",
+                    out("rdi") _, out("rsi") _, out("rdx") _, out("r8") _, out("r9") _, out("r10") _,
+                    out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                    out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                    out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                    out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                    out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                    out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+                );
+            }
+        }
     }
 }
 
@@ -73,6 +100,7 @@ extern "C" fn start() {
     let handlers = Box::leak(Box::new(Counting {
         counts: counters(),
         all: mode != "unwanted",
+        clobbers: mode == "clobber" && std::arch::is_x86_feature_detected!("avx"),
     }));
     let began = std::time::Instant::now();
     let found = match userswap_hook::install(handlers) {

@@ -144,12 +144,7 @@ fn git_and_sqlite() {
 #[test]
 fn static_program_is_known() {
     let scratch = common::scratch("static");
-    let program = common::compile(
-        &scratch,
-        "plain",
-        "#include <unistd.h>\nint main(void) { return write(1, \"x\", 1) != 1; }",
-        &["-static"],
-    );
+    let program = common::compile(&scratch, "plugged.c", &["-static"]);
     let found = userswap_hook::inspect(&program).expect("an ELF file");
     assert!(!found.dynamic);
     assert!(found.library.rewritten > 0, "libc is part of it");

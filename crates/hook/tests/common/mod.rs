@@ -48,10 +48,12 @@ pub fn scratch(name: &str) -> PathBuf {
     path
 }
 
-/// Compiles a C program or library.
-pub fn compile(scratch: &Path, name: &str, source: &str, options: &[&str]) -> PathBuf {
-    let (file, out) = (scratch.join(format!("{name}.c")), scratch.join(name));
-    std::fs::write(&file, source).expect("writable");
+/// Compiles a program or library from the folder `tests/c`.
+pub fn compile(scratch: &Path, source: &str, options: &[&str]) -> PathBuf {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/c")
+        .join(source);
+    let out = scratch.join(source).with_extension("out");
     let done = Command::new("cc")
         .args(["-O1", "-g", "-o"])
         .args([&out, &file])

@@ -1,0 +1,93 @@
+//! C programs that check themselves, under the hook: registers, signals, threads, processes, libraries that come later.
+
+mod common;
+
+use common::{compile, counting_library, run_hooked, run_plain, scratch};
+use std::path::Path;
+use std::process::{Command, Output};
+
+const MODES: [&str; 3] = ["count", "unwanted", "idle"];
+
+fn assert_ok(output: &Output, what: &str) {
+    assert!(
+        output.status.success() && output.stdout == b"ok\n",
+        "{what}: {:?} {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The program is right without the hook, and with it in every mode.
+fn right_in_every_mode(program: &Path) {
+    let path = program.to_str().expect("utf-8");
+    assert_ok(&run_plain(&[path]), "without the hook");
+    for mode in MODES {
+        assert_ok(&run_hooked(&[path], mode), mode);
+    }
+}
+
+fn build(name: &str, options: &[&str]) -> std::path::PathBuf {
+    compile(&scratch(name), name, options)
+}
+
+#[test]
+fn every_register_is_kept_at_sites_of_every_shape() {
+    if !std::arch::is_x86_feature_detected!("avx") {
+        return common::skip("registers", "no AVX here");
+    }
+    let program = build("registers.c", &[]);
+    let found = userswap_hook::inspect(&program)
+        .expect("an ELF file")
+        .library;
+    // The probe and seven shapes.
+    assert_eq!(
+        (found.rewritten, found.uncovered.len()),
+        (8, 0),
+        "{:x?}",
+        found.uncovered
+    );
+    right_in_every_mode(&program);
+    assert_ok(
+        &run_hooked(&[program.to_str().expect("utf-8")], "clobber"),
+        "clobber",
+    );
+}
+
+#[test]
+fn signals_inside_calls() {
+    right_in_every_mode(&build("signals.c", &[]));
+}
+
+#[test]
+fn threads_and_cancellation() {
+    right_in_every_mode(&build("threads.cc", &["-lstdc++", "-pthread"]));
+}
+
+#[test]
+fn every_way_to_make_a_process() {
+    right_in_every_mode(&build("processes.c", &[]));
+}
+
+/// The sites of a library that is loaded later are rewritten before they run.
+#[test]
+fn library_that_comes_later() {
+    let plugin = build("plugin.c", &["-shared", "-fPIC"]);
+    let program = build("plugged.c", &[]);
+    let counts = scratch("plugged").join("counts");
+    for (mode, expected) in [("count", 2000), ("idle", 0)] {
+        std::fs::write(&counts, [0u8; 4096]).expect("writable");
+        let output = Command::new(&program)
+            .arg(&plugin)
+            .env("LD_PRELOAD", counting_library())
+            .env("HOOK_COUNTS", &counts)
+            .env("HOOK_MODE", mode)
+            .output()
+            .expect("runs");
+        assert_ok(&output, mode);
+        let counts = std::fs::read(&counts).expect("readable");
+        let of = |nr: i64| {
+            u64::from_ne_bytes(counts[nr as usize * 8..][..8].try_into().expect("8 bytes"))
+        };
+        assert_eq!(of(libc::SYS_getpriority), expected, "{mode}");
+    }
+}
