@@ -125,6 +125,9 @@ pub(crate) fn prctl(walk: &mut Walk<'_>, at: usize) {
 
 /// A filter program: count of instructions, pointer to them.
 fn program(walk: &mut Walk<'_>, at: usize) {
+    if !super::is_user(at) {
+        return;
+    }
     walk.reads(at, 16);
     if let (Some(count), Some(code)) = (walk.word(at), walk.word(at + 8)) {
         walk.reads(code, usize::from(count as u16) * 8);

@@ -133,6 +133,11 @@ const MOST: usize = 0x7fff_f000;
 const TEXT: usize = 4096;
 const PAGE: usize = 4096;
 
+/// Whether the kernel would take it for a pointer into a program's memory at all; offsets may be added to it then.
+fn is_user(address: usize) -> bool {
+    address != 0 && address < 1 << 56
+}
+
 /// One call's memory, being told.
 pub(crate) struct Walk<'a> {
     pub(crate) call: &'a Call,
@@ -144,7 +149,7 @@ pub(crate) struct Walk<'a> {
 impl Walk<'_> {
     fn argument(&mut self, arg: usize, what: What) {
         let address = self.call.args[arg];
-        if address == 0 {
+        if !is_user(address) {
             return;
         }
         match what {
@@ -231,7 +236,7 @@ impl Walk<'_> {
     }
 
     pub(crate) fn word32(&mut self, address: usize) -> Option<u32> {
-        if address == 0 {
+        if !is_user(address) {
             return None;
         }
         self.reads(address, 4);

@@ -25,7 +25,7 @@ pub(crate) fn vector_kept(walk: &mut Walk<'_>, at: usize) {
 
 /// An array of buffers.
 pub(crate) fn vector(walk: &mut Walk<'_>, at: usize, count: usize, access: Access, kept: bool) {
-    if at == 0 || count > MOST_BUFFERS {
+    if !super::is_user(at) || count > MOST_BUFFERS {
         return;
     }
     walk.reads(at, count * BUFFER);

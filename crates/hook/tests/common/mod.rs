@@ -43,7 +43,7 @@ pub fn counting_library() -> &'static Path {
 
 /// A directory of this test's own.
 pub fn scratch(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("userswap-hook-{}-{name}", std::process::id()));
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hook-{name}"));
     std::fs::create_dir_all(&path).expect("writable");
     path
 }
