@@ -79,6 +79,19 @@ fn every_broken_rule_is_caught() {
     table::report("script", &found);
 }
 
+#[test]
+fn the_table_has_every_rule_and_each_rule_a_checker() {
+    let rows = table::rows();
+    let names: Vec<_> = rows.iter().map(|(name, _)| name.as_str()).collect();
+    let rules = Rule::ALL.map(|rule| format!("{rule:?}"));
+    assert_eq!(names, rules, "docs/RULES.md and Rule::ALL have parted");
+    for (name, cells) in &rows {
+        let checkers = ["script", "loom", "shuttle", "explorer", "real memory"];
+        let seen = checkers.iter().any(|checker| !cells[checker].is_empty());
+        assert!(seen, "nobody sees {name} broken");
+    }
+}
+
 /// How long to wait for what happens only when a rule is broken.
 fn patience(rules: Rules) -> Duration {
     if rules == Rules::ALL_KEPT {

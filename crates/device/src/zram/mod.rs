@@ -71,6 +71,10 @@ pub struct Zram {
     context_bytes: u64,
     counters: Counters<4>,
     options: ZramOptions,
+    /// What somebody else does between the two halves of [`Zram::replace`], when a test breaks the rule
+    /// `ReplaceInOneStep`.
+    #[cfg(test)]
+    between: Option<fn(&Zram, usize)>,
 }
 
 /// Indices of the counters.
@@ -96,6 +100,8 @@ impl Zram {
             contexts,
             counters: Counters::new()?,
             options,
+            #[cfg(test)]
+            between: None,
         })
     }
 
@@ -171,6 +177,12 @@ impl Zram {
     fn replace(&self, cpu: usize, slot: usize, word: Word) {
         let mut locked = self.slots.lock(slot);
         let old = locked.word();
+        #[cfg(test)]
+        if let Some(between) = self.between {
+            drop(locked);
+            between(self, slot);
+            locked = self.slots.lock(slot);
+        }
         locked.set(word);
         let release = match old.stored() {
             Stored::Empty | Stored::Same(_) => None,

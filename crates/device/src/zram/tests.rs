@@ -96,3 +96,44 @@ fn each_kind_of_page_gets_its_state() {
     device.discard(4);
     assert_eq!(device.slots.peek(4), Some(Word::EMPTY));
 }
+
+/// Two writers of one slot; then the pages of two other slots are right, and nothing is left of the three.
+fn two_writers(between: Option<fn(&Zram, usize)>) {
+    let mut device = Zram::new(4, ZramOptions::default()).unwrap();
+    device.write(0, &page_of(3)).unwrap();
+    device.between = between;
+    device.write(0, &page_of(5)).unwrap();
+    device.between = None;
+    device.write(1, &page_of(7)).unwrap();
+    device.write(2, &page_of(11)).unwrap();
+    for (slot, step) in [(0, 5), (1, 7), (2, 11)] {
+        let mut page = [0; PAGE_SIZE];
+        assert_eq!(device.read(slot, &mut page), Ok(Content::Bytes));
+        assert!(page == page_of(step), "slot {slot} has another's object");
+        device.discard(slot);
+    }
+    assert_eq!(device.usage().stored_bytes, 0);
+}
+
+#[test]
+fn an_object_replaced_in_two_steps_is_freed_twice() {
+    two_writers(None);
+    let other_writer = |device: &Zram, slot| {
+        let mut locked = device.slots.lock(slot);
+        let old = locked.word();
+        let word = device.store_page(0, slot as u32, &page_of(9)).unwrap();
+        locked.set(word);
+        drop(locked);
+        device.count(0, word, 1);
+        device.count(0, old, -1);
+        let Stored::Packed(handle, _) = old.stored() else {
+            panic!("nothing compressed here");
+        };
+        device.finish(device.store.free(handle));
+    };
+    let broken = std::panic::catch_unwind(|| two_writers(Some(other_writer)));
+    let said = broken.expect_err("the rule is broken, and nobody sees it");
+    let text = said.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| said.downcast_ref::<&str>().copied());
+    println!("ReplaceInOneStep: {}", text.expect("a message"));
+}
