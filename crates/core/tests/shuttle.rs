@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, PoisonError};
 
 use support::soak::{self, Schedule};
@@ -13,7 +13,7 @@ use userswap_core::rule::{Rule, Rules};
 const SEED: u64 = 0x5eed;
 
 /// Executions of each schedule with all rules kept.
-const ITERATIONS: usize = 400;
+const ITERATIONS: usize = 5_000;
 
 /// Executions of each schedule in one search, and searches, before a broken rule counts as not found.
 const SEARCH: (usize, u64) = (2_000, 8);
@@ -25,9 +25,16 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn nothing_is_lost() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for schedule in [Schedule::Random, Schedule::Pct] {
-        let executions = soak::run(schedule, SEED, ITERATIONS, Rules::ALL_KEPT);
-        assert_eq!(executions, ITERATIONS);
-        println!("shuttle: {schedule:?}, seed {SEED:#x}: {executions} executions");
+        let all = || soak::run(schedule, SEED, ITERATIONS, Rules::ALL_KEPT);
+        let result = catch_unwind(AssertUnwindSafe(all));
+        let executions = soak::executions();
+        table::say(&format!(
+            "shuttle: {schedule:?}, seed {SEED:#x}, {executions} executions"
+        ));
+        assert_eq!(
+            result.unwrap_or_else(|panic| resume_unwind(panic)),
+            ITERATIONS
+        );
     }
 }
 

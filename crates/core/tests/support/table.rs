@@ -37,6 +37,11 @@ pub(crate) fn column(column: &str) -> Vec<Rule> {
         .collect()
 }
 
+/// Prints a line past the capture of the test's output.
+pub(crate) fn say(line: &str) {
+    writeln!(std::io::stdout().lock(), "{line}").expect("stdout");
+}
+
 /// What a panic said.
 pub(crate) fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -45,18 +50,16 @@ pub(crate) fn said(panic: &(dyn Any + Send)) -> String {
         .to_owned()
 }
 
-/// Prints what a checker said of each rule, past the capture of the test's output, and compares it
-/// with the document.
+/// Prints what a checker said of each rule, and compares it with the document.
 pub(crate) fn report(checker: &str, found: &[(Rule, String)]) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "\nrule broken                | {checker}: caught by").expect("stdout");
+    say(&format!(
+        "\nrule broken                | {checker}: caught by"
+    ));
     for (rule, said) in found {
         let line = said.lines().next().unwrap_or_default();
         let line = line.replace("assertion `left == right` failed", "not equal");
-
-        writeln!(out, "{:<26} | {line}", format!("{rule:?}")).expect("stdout");
+        say(&format!("{:<26} | {line}", format!("{rule:?}")));
     }
-    drop(out);
     let mut rules: Vec<_> = found.iter().map(|(rule, _)| *rule).collect();
     rules.sort_unstable();
     assert_eq!(
