@@ -45,9 +45,18 @@ pub struct EngineBuilder {
     faults: FaultMode,
     way: Way,
     fault_around: FaultAround,
+    #[cfg(feature = "break-rules")]
+    rules: userswap_core::rule::Rules,
 }
 
 impl EngineBuilder {
+    /// The rules of the protocol that the engine keeps. **Loses data** where one is broken.
+    #[cfg(feature = "break-rules")]
+    pub fn rules(mut self, rules: userswap_core::rule::Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
     /// Where pages go. Default: compressed memory, lz4.
     pub fn device(mut self, device: DeviceSpec) -> Self {
         self.device = device;
@@ -146,7 +155,11 @@ impl EngineBuilder {
             pool.reserve,
             process,
         )?;
-        let swap = Swap::new(Arc::new(frames), self.way);
+        let frames = Arc::new(frames);
+        #[cfg(not(feature = "break-rules"))]
+        let swap = Swap::new(frames, self.way);
+        #[cfg(feature = "break-rules")]
+        let swap = Swap::with_rules(frames, self.way, self.rules);
         swap.add_area(device).expect("the first area has a number");
         fault::install()?;
         let shared = Arc::new(Shared {
@@ -356,6 +369,8 @@ impl Engine {
             faults: FaultMode::Auto,
             way: Way::Direct,
             fault_around: FaultAround::Adaptive,
+            #[cfg(feature = "break-rules")]
+            rules: userswap_core::rule::Rules::ALL_KEPT,
         }
     }
 

@@ -227,7 +227,7 @@ const LATE: Harm = Harm::Late(Duration::from_micros(300));
 fn harm(call: faulty::Call, what: &str) -> &'static [Harm] {
     match (call, what) {
         (_, "late") => &[LATE],
-        (faulty::Call::Read, _) => &[
+        (faulty::Call::Read | faulty::Call::ReadDone, _) => &[
             Harm::Fails(DeviceError::Io(5)),
             Harm::Fails(DeviceError::Corrupt),
             Harm::Panics,

@@ -13,6 +13,8 @@ use super::Random;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Read,
+    /// Read, and not handed over yet.
+    ReadDone,
     Write,
     Discard,
     Compact,
@@ -121,7 +123,10 @@ impl Device for Faulty {
             // What a failed read leaves behind is nobody's page.
             page.fill(0xbd);
         }
-        met.and_then(|()| self.inner.read(slot, page))
+        met?;
+        let content = self.inner.read(slot, page)?;
+        (self.meet)(Call::ReadDone)?;
+        Ok(content)
     }
 
     fn write(&self, slot: u64, page: &PageBytes) -> Result<(), DeviceError> {
