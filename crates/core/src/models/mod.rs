@@ -28,7 +28,7 @@ struct Model {
     rests_on: &'static [Rule],
 }
 
-const MODELS: [Model; 10] = [
+const MODELS: [Model; 13] = [
     slot::OWNERS,
     slot::REUSE,
     slot::COUNT,
@@ -39,6 +39,9 @@ const MODELS: [Model; 10] = [
     clusters::STOPPING,
     clusters::HANDING_OUT,
     swap::RACE,
+    swap::CACHED,
+    swap::DROPPING,
+    swap::WRITING,
 ];
 
 /// Executions so far: loom runs them one after the other.
