@@ -117,7 +117,7 @@ fn said_hits(output: Output) {
     succeeded(&output);
     let said = String::from_utf8_lossy(&output.stdout);
     let line = said.lines().find_map(|line| line.split_once("injected: "));
-    println!("{}", line.expect("what was hit").1);
+    common::say(line.expect("what was hit").1);
 }
 
 fn report(case: &str, made: u64, hit: u64, tally: Tally) {
@@ -254,7 +254,7 @@ fn child_device() {
         "Read" => (faulty::Call::Read, 40),
         "Write" => (faulty::Call::Write, 20),
         "Discard" => (faulty::Call::Discard, 20),
-        "Compact" => (faulty::Call::Compact, 2),
+        "Compact" => (faulty::Call::Compact, 1),
         _ => panic!("a case: {case}"),
     };
     survive_sigbus();
@@ -317,8 +317,8 @@ fn child_churn() {
             } else {
                 plan = refusing(plan, call);
             }
-            if call == Call::Poison {
-                // What cannot be brought in is marked.
+            if matches!(call, Call::Poison | Call::Wake) {
+                // What cannot be brought in is marked, and who waits for it woken.
                 plan = plan.one_in(Call::Copy, 5).refuse(Call::Copy, Errno::FAULT);
             }
             let churn = Churn::new(&engine, 2048);

@@ -465,10 +465,10 @@ fn check(name: &str, mode: FaultMode, limit: Option<u64>, around: FaultAround) {
         operations.set(operations.get() + steps.len());
         run(&engine, &switches, &steps)
     });
-    println!(
+    common::say(format_args!(
         "{name}: {cases} cases, {} operations; PROPTEST_RNG_SEED={seed}",
         operations.get()
-    );
+    ));
     result.unwrap_or_else(|error| panic!("{name}, PROPTEST_RNG_SEED={seed}: {error}"));
 }
 

@@ -158,7 +158,7 @@ fn in_child(mode: &str) {
         succeeded(&output);
         let said = String::from_utf8_lossy(&output.stdout);
         let line = said.lines().find_map(|line| line.split_once("storm: "));
-        println!("{}", line.expect("what came").1);
+        common::say(line.expect("what came").1);
     }
 }
 

@@ -27,7 +27,14 @@ pub(crate) fn command(name: &str, case: &str) -> Command {
     command
 }
 
-/// The output of a command that must end within a minute: a hang is a failure too.
+/// How long a child may take: a minute, and more where a longer run was asked for.
+fn patience() -> Duration {
+    let rounds = std::env::var("USERSWAP_ROUNDS").ok();
+    let rounds: u64 = rounds.and_then(|text| text.parse().ok()).unwrap_or(0);
+    Duration::from_secs(60 + 10 * rounds)
+}
+
+/// The output of a command that must end: a hang is a failure too.
 pub(crate) fn finish(mut command: Command) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
@@ -41,7 +48,7 @@ pub(crate) fn finish(mut command: Command) -> Output {
     let (status, hangs) = loop {
         match child.try_wait().expect("the child can be waited for") {
             Some(status) => break (status, false),
-            None if start.elapsed() > Duration::from_secs(60) => {
+            None if start.elapsed() > patience() => {
                 child.kill().expect("it can be killed");
                 break (child.wait().expect("its end"), true);
             }

@@ -16,6 +16,12 @@ use userswap_sys::uffd::OpenError;
 pub(crate) const PAGE: usize = userswap::PAGE_SIZE;
 pub(crate) const MIB: usize = 1 << 20;
 
+/// Prints a line past the capture of a passing test's output: what was tried, and how often.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{line}").expect("stdout");
+}
+
 /// Says that `name` cannot be tested on this host. With CI=true a test that does not run is a failure.
 pub(crate) fn skip(name: &str, reason: impl std::fmt::Display) {
     println!("SKIPPED: {name}: {reason}");
