@@ -26,6 +26,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Hunt for lost updates: many threads add to every page while everything is paged out without pause
     Stress(StressArgs),
+    /// Try every order of the protocol's steps: shortest schedules that lose data, or that there are none
+    Race(RaceArgs),
     /// Measure swap-in and swap-out, beside the kernel's where asked
     Bench {
         #[command(subcommand)]
@@ -278,6 +280,42 @@ pub(crate) struct FaultArgs {
     pub(crate) way: Ways,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+/// The losses of the way unpinned, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VariantArg {
+    /// All four
+    #[value(name = "all")]
+    All,
+    /// A stale copy is mapped
+    #[value(name = "V1", alias = "v1")]
+    V1,
+    /// The freed slot was discarded: zeros are mapped
+    #[value(name = "V2", alias = "v2")]
+    V2,
+    /// A read met a write: halves of two versions are mapped
+    #[value(name = "V3", alias = "v3")]
+    V3,
+    /// One thread came through the cache, one past it
+    #[value(name = "V4", alias = "v4")]
+    V4,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RaceArgs {
+    /// The way in: shows how unpinned loses, or that direct and cached do not; all three if left out
+    #[arg(long, value_enum)]
+    pub(crate) way: Option<WayArg>,
+    /// Which loss of the way unpinned to show; all four if left out
+    #[arg(long, value_enum)]
+    pub(crate) variant: Option<VariantArg>,
+    /// Draw the schedule of one --variant in this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<std::path::PathBuf>,
+    /// One JSON object for each schedule and each configuration on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

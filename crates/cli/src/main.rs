@@ -1,4 +1,4 @@
-//! The `userswap` command: stress the engine, measure it, say what works on this host.
+//! The `userswap` command: show the race, stress the engine, measure it, say what works on this host.
 
 mod args;
 mod bench;
@@ -10,6 +10,7 @@ mod kernel_zram;
 mod memory;
 mod os;
 mod progress;
+mod race;
 mod random;
 mod report;
 mod size;
@@ -49,6 +50,7 @@ fn run(command: &Command) -> anyhow::Result<Status> {
         Command::Bench {
             what: Bench::Fault(args),
         } => bench::fault(args),
+        Command::Race(args) => race::run(args),
         Command::Doctor(args) => doctor::run(args),
     }
 }

@@ -13,6 +13,7 @@ use crate::guarded::Guarded;
 use crate::rule::{Kept, Rule};
 use crate::slot_map::SlotMap;
 use crate::slot_word::{Dropped, SlotError, SlotState};
+use crate::step::{self, Step};
 
 /// The word of the slot map and that of the cache index.
 const BYTES_PER_SLOT: u64 = 8;
@@ -87,6 +88,13 @@ impl SwapArea {
         self.map.state(entry.offset())
     }
 
+    /// The frame in the cache index, for a test that compares it.
+    #[cfg(feature = "steps")]
+    #[must_use]
+    pub fn cached(&self, entry: SwapEntry) -> Option<crate::space::Frame> {
+        self.cache.lookup(entry.offset())
+    }
+
     /// A device reference: holds off swapoff (step 2). `None`: the device is gone.
     pub fn enter(&self) -> Option<Pass<'_>> {
         self.gate.enter()
@@ -129,6 +137,7 @@ impl SwapArea {
 
     /// `swap_free` by somebody who does not own the cache flag.
     pub(crate) fn free(&self, entry: SwapEntry) {
+        step::at(Step::SwapFree);
         match self.map.free(entry.offset()) {
             Ok(Dropped::InUse) => {}
             Ok(Dropped::Last) => self.finish([entry.offset()]),
@@ -138,6 +147,7 @@ impl SwapArea {
 
     /// `swap_free` by the owner of the cache flag, who holds the PTE lock too.
     pub(crate) fn free_owned(&self, entry: SwapEntry) {
+        step::at(Step::SwapFree);
         if let Err(error) = self.map.free_owned(entry.offset()) {
             bug::report("swap_free", entry, error);
         }
@@ -146,16 +156,17 @@ impl SwapArea {
     /// `swapcache_clear` and the end of a cache deletion: gives up the cache flag of each entry, once.
     /// Waiters are not woken here.
     pub(crate) fn release(&self, entries: impl IntoIterator<Item = SwapEntry>) {
-        self.finish(entries.into_iter().filter_map(
-            |entry| match self.map.release(entry.offset()) {
+        self.finish(entries.into_iter().filter_map(|entry| {
+            step::at(Step::ReleasePin);
+            match self.map.release(entry.offset()) {
                 Ok(Dropped::InUse) => None,
                 Ok(Dropped::Last) => Some(entry.offset()),
                 Err(error) => {
                     bug::report("swapcache_clear", entry, error);
                     None
                 }
-            },
-        ));
+            }
+        }));
     }
 
     /// (0,1) -> free for slots nobody uses any more.
@@ -165,10 +176,13 @@ impl SwapArea {
         for slot in slots {
             let first = self.kept.keeps(Rule::DiscardBeforeReuse);
             if self.properties.discards && first {
+                step::at(Step::Discard);
                 self.device.discard(slot);
             }
+            step::at(Step::FinishFree);
             self.map.finish_free(slot);
             if self.properties.discards && !first {
+                step::at(Step::Discard);
                 self.device.discard(slot);
             }
             batch = match batch {

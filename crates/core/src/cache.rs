@@ -20,6 +20,7 @@ use crate::entry::SwapEntry;
 use crate::page_table::CHUNK_PAGES;
 use crate::rule::{Kept, Rule};
 use crate::space::Frame;
+use crate::step::{self, Step};
 use crate::sync::{
     AtomicU32, AtomicU64, Ordering, store_among_updates, yield_now, zeroed_u32, zeroed_u64,
 };
@@ -126,9 +127,16 @@ impl SwapCache {
 
     /// Locks the page `frame` if nobody has it and it holds `entry`'s page.
     pub(crate) fn lock(&self, index: &CacheIndex, entry: SwapEntry, frame: Frame) -> Lock {
+        step::at(Step::LockPage);
         if !self.try_lock(frame) {
-            return Lock::Busy;
+            // Locked by somebody who looked it up too late, perhaps: nothing to wait for then.
+            return if index.lookup(entry.offset()) == Some(frame) {
+                Lock::Busy
+            } else {
+                Lock::Gone
+            };
         }
+        step::at(Step::RecheckPage);
         if !self.kept.keeps(Rule::RecheckCachedPage) {
             return Lock::Locked;
         }

@@ -6,6 +6,7 @@ use crate::mask::{filter, indices};
 use crate::page_table::{LockedChunk, Pte, PteState};
 use crate::slot_word::SlotError;
 use crate::space::{AddressSpace, Frames, SpaceError};
+use crate::step::{self, Step};
 use crate::swap::{Mm, Swap};
 use crate::swap_out::Staged;
 
@@ -41,6 +42,7 @@ impl<F: Frames> Swap<F> {
         let staged = self.stage_and(parent, chunk, u64::MAX, copy).ok();
         // Where nothing could be staged (all pinned, say, or no slot left), all is copied.
         let copied = copied.unwrap_or_else(|| {
+            step::at(Step::AwaitPte);
             self.copy_chunk(parent, child, &mut parent.table.lock(chunk), chunk)
         });
         (staged, copied)
@@ -66,6 +68,7 @@ impl<F: Frames> Swap<F> {
                     child_chunk.set(i, Pte::swapped(entry));
                 }
                 PteState::Present => {
+                    step::at(Step::CopyPresent);
                     child.space.map_copy_of(&parent.space, locked.page(i))?;
                     child_chunk.set(i, Pte::PRESENT);
                     present += 1;
@@ -78,6 +81,7 @@ impl<F: Frames> Swap<F> {
     fn share(&self, entry: SwapEntry) -> Result<(), SlotError> {
         let area = self.area_of(entry);
         let _reference = area.enter().ok_or(SlotError::Free)?;
+        step::at(Step::Duplicate);
         area.duplicate(entry)
     }
 

@@ -4,6 +4,7 @@
 //! [`Gate::reopen`]. Entering costs one locked instruction on a cache line that few threads share.
 
 use crate::rule::{Kept, Rule};
+use crate::step::{self, Step};
 use crate::sync::{
     AtomicBool, AtomicU64, CachePadded, Ordering, SHARDS, pause, store_load_order, thread_hint,
 };
@@ -23,6 +24,7 @@ pub struct Pass<'a>(&'a AtomicU64);
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
+        step::at(Step::LeaveDevice);
         // Release: what was done inside happens before the closer sees zero.
         self.0.fetch_sub(1, Ordering::Release);
     }
@@ -38,6 +40,7 @@ impl Gate {
 
     /// Enters, unless the gate is closed.
     pub fn enter(&self) -> Option<Pass<'_>> {
+        step::at(Step::EnterDevice);
         let shard = &self.inside[thread_hint() % SHARDS].0;
         // SeqCst on both sides: either this sees `closed`, or the closer sees the count.
         shard.fetch_add(1, Ordering::SeqCst);
@@ -48,8 +51,10 @@ impl Gate {
 
     /// Refuses new users and waits until those inside have left.
     pub fn close(&self) {
+        step::at(Step::CloseDevice);
         self.closed.store(true, Ordering::SeqCst);
         store_load_order();
+        step::at(Step::AwaitUsers);
         if !self.kept.keeps(Rule::DeviceReference) {
             return;
         }

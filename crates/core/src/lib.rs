@@ -4,7 +4,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`entry`], [`rule`], [`device`], [`space`] | the swap entry; the protocol's rules; what is needed of a device and of memory |
+//! | [`entry`], [`rule`], [`step`], [`device`], [`space`] | the swap entry; the protocol's rules and steps; what is needed of a device and of memory |
 //! | `sync`, `gate`, `mask`, `bug` | primitives: locks, device references, page sets, broken invariants |
 //! | `slot_word`, `slot_map`, `cluster` | the state of every slot, and where free ones are found |
 //! | `cache`, `waiters`, `page_table`, `around` | cached pages, parking, PTE words, fault-around |
@@ -38,6 +38,7 @@ mod slot_word;
 pub mod soft;
 pub mod space;
 pub mod stamp;
+pub mod step;
 mod swap;
 mod swap_in;
 mod swap_out;

@@ -163,6 +163,19 @@ impl<F: Frames> Swap<F> {
         self.cache.memory_bytes()
     }
 
+    /// The state of a frame's page, for a test that compares it: its entry, and whether it is locked, being
+    /// written, dirty.
+    #[cfg(feature = "steps")]
+    pub fn page_state(&self, frame: crate::space::Frame) -> (Option<SwapEntry>, [bool; 3]) {
+        let cache = &self.cache;
+        let bits = [
+            cache.is_locked(frame),
+            cache.is_writeback(frame),
+            cache.is_dirty(frame),
+        ];
+        (cache.owner(frame), bits)
+    }
+
     pub(crate) fn area(&self, entry: SwapEntry) -> Option<&SwapArea> {
         self.areas[entry.area()].get()
     }

@@ -9,6 +9,7 @@ use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState, split};
 use crate::rule::Rule;
 use crate::slot_word::SlotError;
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
+use crate::step::{self, Step};
 use crate::swap::{FaultError, Mm, Swap, Way};
 
 /// An access that faulted.
@@ -69,10 +70,12 @@ impl<F: Frames> Swap<F> {
         access: Access,
     ) -> Result<usize, FaultError> {
         // Step 1.
+        step::at(Step::ReadPte);
         let pte = mm.table.load(access.page);
         match pte.state() {
             PteState::Present => {
                 // Perhaps just being unmapped or mapped: look again when that is done.
+                step::at(Step::AwaitPte);
                 drop(mm.table.lock(split(access.page).0));
                 Ok(0)
             }
@@ -87,6 +90,7 @@ impl<F: Frames> Swap<F> {
                     return Ok(0);
                 };
                 // Step 3.
+                step::at(Step::LookUpCache);
                 match area.cache.lookup(entry.offset()) {
                     Some(frame) => self.take_back(mm, access, pte, area, frame),
                     None => self.read_in(mm, access, pte, area),
@@ -104,6 +108,7 @@ impl<F: Frames> Swap<F> {
         let (chunk, index) = split(access.page);
         let window =
             mm.around.fresh_mask(access.page, index, access.max_pages) & mm.table.chunk_mask(chunk);
+        step::at(Step::FillZeros);
         let mut locked = mm.table.lock(chunk);
         if locked.get(index) != Pte::NONE {
             return Ok(0);
@@ -112,6 +117,7 @@ impl<F: Frames> Swap<F> {
         let (mapped, failed) = map_runs(empty, index, |first, count| {
             mm.space.map_zeros(locked.page(first), count, access.write)
         });
+        step::at(Step::SetPte);
         for i in indices(mapped) {
             locked.set(i, Pte::PRESENT);
         }
@@ -127,6 +133,7 @@ impl<F: Frames> Swap<F> {
         area: &SwapArea,
     ) -> Result<usize, FaultError> {
         let entry = pte.entry().expect("a swapped page");
+        step::at(Step::ChooseWay);
         let way = if area.properties().synchronous && area.slot(entry).count == 1 {
             self.way()
         } else {
@@ -137,15 +144,19 @@ impl<F: Frames> Swap<F> {
             way => way,
         };
         // Whoever only waits takes no frames.
-        if way != Way::Unpinned && is_pinned(area, entry) {
-            if access.wait {
-                self.waiters.wait(entry, || is_pinned(area, entry));
+        if way != Way::Unpinned {
+            step::at(Step::LookPinned);
+            if is_pinned(area, entry) {
+                if access.wait {
+                    self.waiters.wait(entry, || is_pinned(area, entry));
+                }
+                return Ok(0);
             }
-            return Ok(0);
         }
         let (chunk, index) = split(access.page);
         let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
         // Step 4: allocate first, so that a failure has no pin to leak.
+        step::at(Step::TakeFrame);
         let Some(block) = self.frames().take(Purpose::Read(window)) else {
             if !self.kept.keeps(Rule::AllocateBeforePin) {
                 // As if the pin had come first.
@@ -154,6 +165,7 @@ impl<F: Frames> Swap<F> {
             return Err(FaultError::NoFrames);
         };
         let attempt = self.read_and_map(mm, access, pte, area, way, window, block);
+        step::at(Step::ReleaseFrame);
         self.frames().release(block, 1);
         match attempt? {
             Attempt::Mapped(pages) => Ok(pages),
@@ -183,6 +195,7 @@ impl<F: Frames> Swap<F> {
         let (chunk, index) = split(access.page);
         let entry = pte.entry().expect("a swapped page");
         let mut batch = Batch::new(entry);
+        step::at(Step::Pin);
         {
             let mut locked = mm.table.lock(chunk);
             if locked.get(index) != pte {
@@ -207,6 +220,7 @@ impl<F: Frames> Swap<F> {
         let read = self.read(area, block, index, &mut batch, way);
         if let Err(error) = read {
             // Step 7: nobody needs a page that was discarded meanwhile.
+            step::at(Step::LookWanted);
             let wanted = mm.table.lock(chunk).get(index) == pte;
             if self.kept.keeps(Rule::ReleaseWhenGivingUp) {
                 self.give_up(area, way, block, &batch, batch.mask);
@@ -225,6 +239,7 @@ impl<F: Frames> Swap<F> {
             Way::Unpinned
         };
         // Step 7.
+        step::at(Step::Map);
         let mut locked = mm.table.lock(chunk);
         let same = filter(batch.mask, |i| {
             locked.get(i).entry() == Some(batch.entries[i]) || !self.kept.keeps(Rule::RecheckPte)
@@ -237,6 +252,7 @@ impl<F: Frames> Swap<F> {
                 Way::Unpinned => area.free(batch.entries[i]),
                 Way::Direct | Way::Cached => area.free_owned(batch.entries[i]),
             }
+            step::at(Step::SetPte);
             locked.set(i, Pte::PRESENT);
         }
         // Step 9, then step 10, in this order: with (0,1) the slot is not reused before the PTE is done.
@@ -263,6 +279,7 @@ impl<F: Frames> Swap<F> {
             Way::Direct => area.prepare(entry),
             Way::Cached => {
                 area.prepare(entry)?;
+                step::at(Step::InsertCache);
                 self.cache.insert_locked(&area.cache, entry, frame, false);
                 Ok(())
             }
@@ -331,6 +348,7 @@ impl<F: Frames> Swap<F> {
         let mut failed = 0;
         for i in indices(batch.mask) {
             let slot = batch.entries[i].offset();
+            step::at(Step::ReadDevice);
             let content = self.frames().fill(Frame { block, index: i }, |page| {
                 area.device().read(slot, page)
             });
@@ -366,6 +384,7 @@ impl<F: Frames> Swap<F> {
             Way::Cached => {
                 for index in indices(mask) {
                     let entry = batch.entries[index];
+                    step::at(Step::DeleteCached);
                     self.cache
                         .delete_locked(&area.cache, entry, Frame { block, index });
                 }

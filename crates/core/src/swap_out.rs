@@ -12,6 +12,7 @@ use crate::mask::{bit, filter, indices, run, runs};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState};
 use crate::rule::Rule;
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose};
+use crate::step::{self, Step};
 use crate::swap::{Mm, Swap};
 
 /// A staged block: the caller has its hold, and drops it when it has been written.
@@ -84,6 +85,7 @@ impl<F: Frames> Swap<F> {
     ) -> Result<Staged, StageError> {
         // Spares slots for pages that are not there. Under the lock: a page that its faulting thread sees
         // already may be marked present only when the handler drops it.
+        step::at(Step::LookPresent);
         let likely = {
             let locked = mm.table.lock(chunk);
             filter(wanted & mm.table.chunk_mask(chunk), |i| {
@@ -98,10 +100,12 @@ impl<F: Frames> Swap<F> {
         let Some((area, _reference, got)) = self.allocate(slots) else {
             return Err(StageError::AreaFull);
         };
+        step::at(Step::TakeFrame);
         let Some(block) = self.frames().take(Purpose::Unmap) else {
             area.release(slots[..got].iter().map(|&slot| area.entry(slot)));
             return Err(StageError::NoFrames);
         };
+        step::at(Step::Unmap);
         let mut locked = mm.table.lock(chunk);
         let leaving = filter(likely, |i| self.can_leave(locked.get(i)));
         let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
@@ -113,6 +117,7 @@ impl<F: Frames> Swap<F> {
         let staged = self.unmap(mm, &locked, block, used);
         if !self.kept.keeps(Rule::UnmapWithPte) {
             drop(locked);
+            step::at(Step::AwaitPte);
             locked = mm.table.lock(chunk);
         }
         self.put_entries(&mut locked, area, block, staged, &entries);
@@ -124,11 +129,13 @@ impl<F: Frames> Swap<F> {
             }
         }
         then(&mut locked);
+        step::at(Step::UnlockPte);
         drop(locked);
         let unused = used.count_ones() as usize;
         let leftover = slots[unused..got].iter().map(|&slot| area.entry(slot));
         area.release(leftover.chain(indices(used & !staged).map(|i| entries[i])));
         if staged == 0 {
+            step::at(Step::ReleaseFrame);
             self.frames().release(block, 1);
             return Err(StageError::NothingToDo);
         }
@@ -175,11 +182,15 @@ impl<F: Frames> Swap<F> {
         for i in indices(left) {
             let frame = Frame { block, index: i };
             // The cache first: whoever sees the entry in the PTE must find the page.
+            step::at(Step::InsertCache);
             self.cache
                 .insert_locked(&area.cache, entries[i], frame, true);
+            step::at(Step::CountPte);
             let counted = area.put_in_pte(entries[i]);
             debug_assert_eq!(counted, Ok(()), "a fresh slot has no count");
+            step::at(Step::PutEntry);
             locked.set(i, Pte::swapped(entries[i]));
+            step::at(Step::UnlockPage);
             self.cache.unlock(frame);
         }
         self.frames().hold(block, left.count_ones());
@@ -191,6 +202,7 @@ impl<F: Frames> Swap<F> {
     fn allocate(&self, out: &mut [u64]) -> Option<(&SwapArea, crate::gate::Pass<'_>, usize)> {
         self.areas().find_map(|area| {
             let reference = area.enter()?;
+            step::at(Step::AllocateSlot);
             let got = area.allocate(out);
             (got > 0).then_some((area, reference, got))
         })
@@ -201,6 +213,7 @@ impl<F: Frames> Swap<F> {
         let mut result = Written::default();
         for index in indices(mask) {
             let frame = Frame { block, index };
+            step::at(Step::FindOwner);
             let Some(entry) = self.cache.owner(frame) else {
                 continue;
             };
@@ -212,10 +225,6 @@ impl<F: Frames> Swap<F> {
             // and nobody else comes to write it. Gone: somebody has taken it.
             let found = loop {
                 match self.lock_page(area, entry, frame) {
-                    // Just being deleted: there is nothing to wait for, and no reason to spin.
-                    Lock::Busy if area.cache.lookup(entry.offset()) != Some(frame) => {
-                        break Lock::Gone;
-                    }
                     Lock::Busy => self.wait_unlocked(area, entry, frame),
                     found => break found,
                 }
@@ -227,6 +236,7 @@ impl<F: Frames> Swap<F> {
                 self.unlock_pages(block, bit(index), [entry]);
                 continue;
             }
+            step::at(Step::LookCounted);
             if area.slot(entry).count == 0 {
                 self.uncache(area, entry, frame);
                 result.dropped |= bit(index);
@@ -235,6 +245,7 @@ impl<F: Frames> Swap<F> {
             let dirty = self.cache.is_dirty(frame);
             if dirty && !self.kept.keeps(Rule::WriteBeforeDelete) {
                 self.uncache(area, entry, frame);
+                step::at(Step::WriteDevice);
                 let _ = self
                     .frames()
                     .read(frame, |page| area.device().write(entry.offset(), page));
@@ -243,6 +254,8 @@ impl<F: Frames> Swap<F> {
             }
             if dirty
                 && let Err(error) = self.write(area, entry, frame)
+                // Copied meanwhile: nobody needs the page, or comes to free it.
+                && area.slot(entry).count > 0
                 && self.kept.keeps(Rule::FailedWriteKeepsPage)
             {
                 self.unlock_pages(block, bit(index), [entry]);
@@ -265,12 +278,15 @@ impl<F: Frames> Swap<F> {
     fn write(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) -> Result<(), DeviceError> {
         self.cache.start_writeback(frame);
         self.unlock_pages(frame.block, bit(frame.index), [entry]);
+        step::at(Step::WriteDevice);
         let written = self
             .frames()
             .read(frame, |page| area.device().write(entry.offset(), page));
         // Nobody else deletes a page under writeback, so the lock is for this entry still.
+        step::at(Step::Relock);
         while !self.cache.try_lock(frame) {
             self.wait_unlocked(area, entry, frame);
+            step::at(Step::Relock);
         }
         self.cache.end_writeback(frame, written.is_ok());
         written
@@ -278,8 +294,10 @@ impl<F: Frames> Swap<F> {
 
     /// Deletes a locked page from the cache, gives up the cache flag and frees the frame.
     fn uncache(&self, area: &SwapArea, entry: SwapEntry, frame: Frame) {
+        step::at(Step::DeleteCached);
         self.cache.delete_locked(&area.cache, entry, frame);
         area.release([entry]);
+        step::at(Step::ReleaseFrame);
         self.frames().release(frame.block, 1);
         self.waiters.wake([entry]);
     }
@@ -313,6 +331,7 @@ impl<F: Frames> Swap<F> {
         for_good: bool,
     ) -> Discarded {
         let mask = mask & mm.table.chunk_mask(chunk);
+        step::at(Step::ClearPte);
         let locked = mm.table.lock(chunk);
         let mut pinned = filter(mask, |i| locked.get(i).pins() > 0);
         for (first, count) in runs(mask & !pinned) {

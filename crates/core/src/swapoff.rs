@@ -3,6 +3,7 @@
 use crate::area::SwapArea;
 use crate::page_table::CHUNK_PAGES;
 use crate::space::{AddressSpace, Frames};
+use crate::step::{self, Step};
 use crate::swap::{FaultError, Mm, Swap};
 use crate::swap_in::Access;
 use crate::sync::yield_now;
@@ -11,6 +12,7 @@ impl<F: Frames> Swap<F> {
     /// Ends allocation from `area`: after this, no slot of it is handed out. Slots handed out before
     /// may still be on their way into a PTE.
     pub fn begin_swapoff(&self, area: &SwapArea) {
+        step::at(Step::StopAllocation);
         area.clusters().stop();
     }
 
@@ -56,6 +58,7 @@ impl<F: Frames> Swap<F> {
     }
 
     fn holds<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize, area: &SwapArea) -> bool {
+        step::at(Step::ScanPte);
         let entry = mm.table.load(page).entry();
         entry.is_some_and(|entry| std::ptr::eq(self.area_of(entry), area))
     }

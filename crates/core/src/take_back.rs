@@ -7,6 +7,7 @@ use crate::mask::{bit, filter, indices};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, split};
 use crate::rule::Rule;
 use crate::space::{AddressSpace, Block, Frame, Frames};
+use crate::step::{self, Step};
 use crate::swap::{FaultError, Mm, Swap};
 use crate::swap_in::{Access, Mapped, result};
 
@@ -22,6 +23,20 @@ impl<F: Frames> Swap<F> {
     ) -> Result<usize, FaultError> {
         let entry = pte.entry().expect("a swapped page");
         // Step 6.
+        let stable = area.properties().stable_pages;
+        let written =
+            || area.cache.lookup(entry.offset()) == Some(frame) && self.cache.is_writeback(frame);
+        if stable {
+            step::at(Step::LookWriteback);
+            // Before the page lock: threads that took it only to see this would wake each other in turn
+            // until the write is done.
+            if self.kept.keeps(Rule::StableWhileWritten) && written() {
+                if access.wait {
+                    self.waiters.wait(entry, written);
+                }
+                return Ok(0);
+            }
+        }
         match self.lock_page(area, entry, frame) {
             Lock::Locked => {}
             Lock::Gone => return Ok(0),
@@ -33,17 +48,15 @@ impl<F: Frames> Swap<F> {
             }
         }
         let writeback = self.cache.is_writeback(frame) && self.kept.keeps(Rule::StableWhileWritten);
-        if writeback && area.properties().stable_pages {
+        if writeback && stable {
             self.unlock_pages(frame.block, bit(frame.index), [entry]);
             if access.wait {
-                self.waiters.wait(entry, || {
-                    area.cache.lookup(entry.offset()) == Some(frame)
-                        && self.cache.is_writeback(frame)
-                });
+                self.waiters.wait(entry, written);
             }
             return Ok(0);
         }
         let (chunk, index) = split(access.page);
+        step::at(Step::Compare);
         let mut locked = mm.table.lock(chunk);
         // Step 7.
         if locked.get(index) != pte {
@@ -54,9 +67,11 @@ impl<F: Frames> Swap<F> {
         let shared = area.slot(entry).count > 1 && self.kept.keeps(Rule::CopyWhatOthersHold);
         if writeback || shared || frame.index != index {
             // The frame is still needed: by the device, or by the entry's other holders.
+            step::at(Step::Map);
             let copied = mm.space.map_copy(access.page, frame);
             if copied.is_ok() {
                 area.free(entry);
+                step::at(Step::SetPte);
                 locked.set(index, Pte::PRESENT);
             }
             drop(locked);
@@ -169,20 +184,27 @@ impl<F: Frames> Swap<F> {
         for i in indices(mask) {
             entries[i] = locked.get(i).entry().expect("staged pages are swapped");
         }
+        step::at(Step::Map);
         let (mapped, failed) = self.map_batch(mm, &locked, block, mask, 0, index, true);
         for i in indices(mapped) {
             self.area_of(entries[i]).free_owned(entries[i]);
+            step::at(Step::SetPte);
             locked.set(i, Pte::PRESENT.with_skips(skips));
         }
         drop(locked);
         for i in indices(mapped) {
             let area = self.area_of(entries[i]);
+            step::at(Step::DeleteCached);
             self.cache
                 .delete_locked(&area.cache, entries[i], Frame { block, index: i });
             area.release([entries[i]]);
         }
-        self.frames().release(block, mapped.count_ones());
+        if mapped != 0 {
+            step::at(Step::ReleaseFrame);
+            self.frames().release(block, mapped.count_ones());
+        }
         for i in indices(mask & !mapped) {
+            step::at(Step::UnlockPage);
             self.cache.unlock(Frame { block, index: i });
         }
         self.waiters.wake(indices(mask).map(|i| entries[i]));
@@ -215,6 +237,7 @@ impl<F: Frames> Swap<F> {
         entries: impl IntoIterator<Item = SwapEntry>,
     ) {
         for index in indices(mask) {
+            step::at(Step::UnlockPage);
             self.cache.unlock(Frame { block, index });
         }
         self.waiters.wake(entries);

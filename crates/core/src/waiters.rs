@@ -9,6 +9,7 @@
 
 use crate::entry::SwapEntry;
 use crate::rule::{Kept, Rule};
+use crate::step::{self, Step};
 use crate::sync::{AtomicU32, Condvar, MODELLED, Mutex, Ordering, fence, spin_loop};
 
 const BUCKETS: usize = if MODELLED { 2 } else { 256 };
@@ -53,11 +54,15 @@ impl Waiters {
             spin_loop();
         }
         let bucket = self.bucket(entry);
+        step::at(Step::Announce);
         let guard = bucket.lock.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
+        step::at(Step::LookAgain);
         if busy() || !self.kept.keeps(Rule::AnnounceThenLook) {
+            step::at(Step::Park);
             drop(bucket.released.wait(guard));
+            step::at(Step::Wake);
         }
         self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
@@ -67,12 +72,14 @@ impl Waiters {
         if !self.kept.keeps(Rule::WakeOnRelease) {
             return;
         }
+        step::at(Step::LookWaiters);
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) == 0 {
             return;
         }
         for entry in entries {
             let bucket = self.bucket(entry);
+            step::at(Step::Notify);
             // The lock: a waiter that saw the entry busy is parked by the time it is ours.
             drop(bucket.lock.lock());
             bucket.released.notify_all();
