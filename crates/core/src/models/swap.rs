@@ -33,12 +33,13 @@ pub(super) const CACHED: Model = Model {
 /// One thread loads, the other drops the page: it stays dropped.
 pub(super) const DROPPING: Model = Model {
     name: "a dropped page stays dropped",
-    preemptions: Some(3),
+    preemptions: None,
     run: |kept| on_a_large_stack(move || dropping(kept)),
     rests_on: &[Rule::RecheckPte, Rule::ReleaseWhenGivingUp],
 };
 
-/// One thread writes a staged page out while the other takes it back and stores.
+/// One thread writes a staged page out while the other takes it back and stores. The writer does not spin on
+/// a page that is just being deleted, either: loom gives up on an execution without end.
 pub(super) const WRITING: Model = Model {
     name: "a page is taken back while it is written",
     preemptions: Some(3),
