@@ -16,7 +16,7 @@ const SEED: u64 = 0x5eed;
 const ITERATIONS: usize = 5_000;
 
 /// Executions of each schedule in one search, and searches, before a broken rule counts as not found.
-const SEARCH: (usize, u64) = (2_000, 8);
+const SEARCH: (usize, u64) = (2_000, 40);
 
 /// Broken invariants are counted for the process.
 static ALONE: Mutex<()> = Mutex::new(());
