@@ -8,6 +8,7 @@ const MARGIN: usize = 24;
 const HEAD: usize = 92;
 const ROW: usize = 22;
 const NUMBER: usize = 30;
+/// A lane's least width.
 const LANE: usize = 212;
 const LETTER: usize = 24;
 /// A character of the cells' font, about.
@@ -29,13 +30,15 @@ text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif}.title{font-size:16
 #[must_use]
 pub fn draw(title: &str, subtitle: &str, timeline: &Timeline) -> String {
     let lanes = timeline.threads.len();
+    let names = timeline.threads.iter().map(|thread| 7 * thread.len() + 24);
+    let lane_width = names.max().unwrap_or(0).max(LANE);
     let column_width = |column: usize| {
         let cells = timeline.rows.iter().map(|row| row.cells[column].len());
         let longest = cells.max().unwrap_or(0).max(timeline.first[column].len());
         (longest.max(timeline.columns[column].len()) + 2) * CHARACTER
     };
     let widths: Vec<usize> = (0..timeline.columns.len()).map(column_width).collect();
-    let strip = MARGIN + NUMBER + lanes * LANE + 12;
+    let strip = MARGIN + NUMBER + lanes * lane_width + 12;
     let width = strip + widths.iter().sum::<usize>() + MARGIN;
     let foot = HEAD + (timeline.rows.len() + 1) * ROW;
     let height = foot + 56;
@@ -52,11 +55,11 @@ pub fn draw(title: &str, subtitle: &str, timeline: &Timeline) -> String {
     svg.text("text title", MARGIN, 32, title);
     svg.text("dim", MARGIN, 52, subtitle);
     for (lane, thread) in timeline.threads.iter().enumerate() {
-        let x = MARGIN + NUMBER + lane * LANE;
+        let x = MARGIN + NUMBER + lane * lane_width;
         svg.put(&format!(
             "<rect class=\"lane\" x=\"{x}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"6\"/>",
             HEAD - 24,
-            LANE - 8,
+            lane_width - 8,
             foot - HEAD + 28
         ));
         svg.text("text", x + 8, HEAD - 7, thread);
@@ -75,7 +78,7 @@ pub fn draw(title: &str, subtitle: &str, timeline: &Timeline) -> String {
     let last = timeline.rows.len();
     for (number, row) in timeline.rows.iter().enumerate() {
         let top = HEAD + (number + 1) * ROW;
-        let x = MARGIN + NUMBER + row.thread * LANE + 4;
+        let x = MARGIN + NUMBER + row.thread * lane_width + 4;
         let lost = number + 1 == last && timeline.end.is_some();
         let class = if lost {
             "lost".to_owned()
@@ -86,7 +89,7 @@ pub fn draw(title: &str, subtitle: &str, timeline: &Timeline) -> String {
         svg.put(&format!(
             "<rect class=\"{class}\" x=\"{x}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"4\"/>",
             top + 1,
-            LANE - 16,
+            lane_width - 16,
             ROW - 3
         ));
         if !row.letter.is_empty() {
