@@ -8,8 +8,12 @@ use object::elf::{
     ET_DYN, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_INTERP, PT_LOAD, ProgramHeader64,
 };
 use object::read::elf::{FileHeader, ProgramHeader};
-use object::{Endianness, Object, ObjectSymbol};
+use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 use std::ops::Range;
+
+/// Where a dynamic section keeps its newer flags, and the one that says that the file is a program.
+const DT_FLAGS_1: i64 = 0x6fff_fffb;
+const DF_1_PIE: u64 = 0x0800_0000;
 
 type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
 
@@ -92,10 +96,89 @@ impl<'a> Image<'a> {
         }
     }
 
-    /// Whether a dynamic linker loads it (a program), or it is a library.
+    /// The sections of code; `None` where the file has no sections to ask.
+    pub(crate) fn code_sections(&self) -> Option<Vec<Range<u64>>> {
+        let file = object::File::parse(self.bytes).ok()?;
+        let executable = |flags| match flags {
+            object::SectionFlags::Elf { sh_flags, .. } => {
+                sh_flags.0 & object::elf::SHF_EXECINSTR.0 != 0
+            }
+            _ => false,
+        };
+        let sections: Vec<_> = file
+            .sections()
+            .filter(|s| executable(s.flags()))
+            .map(|s| s.address()..s.address() + s.size())
+            .collect();
+        (!sections.is_empty()).then_some(sections)
+    }
+
+    /// Where the functions with unwind information begin, in order.
+    pub(crate) fn starts(&self) -> Vec<u64> {
+        let Some(unwind) = &self.unwind else {
+            return Vec::new();
+        };
+        let Some(table) = unwind.header.table() else {
+            return Vec::new();
+        };
+        let mut starts = Vec::new();
+        let mut entries = table.iter(&unwind.bases);
+        while let Ok(Some((gimli::Pointer::Direct(start), _))) = entries.next() {
+            starts.push(start);
+        }
+        starts
+    }
+
+    /// The function that `address` lies in, or what lies between two where no unwind information tells; `starts` as above.
+    pub(crate) fn surroundings(
+        &self,
+        address: u64,
+        segment: &Segment,
+        starts: &[u64],
+    ) -> Range<u64> {
+        if let Some(function) = self.function(address) {
+            return function;
+        }
+        let behind = segment.address + segment.len;
+        let index = starts.partition_point(|&start| start <= address);
+        let below = self.unwind.as_ref().and_then(|u| u.function_below(address));
+        let start = below.map_or(segment.address, |f| f.end.clamp(segment.address, address));
+        start..starts.get(index).map_or(behind, |&next| next.min(behind))
+    }
+
+    /// Addresses of code that other parts of the file name: symbols, and words that the dynamic linker fills in.
+    pub(crate) fn named_addresses(&self) -> Vec<u64> {
+        let Ok(file) = object::File::parse(self.bytes) else {
+            return Vec::new();
+        };
+        let symbols = file
+            .symbols()
+            .chain(file.dynamic_symbols())
+            .map(|s| s.address());
+        let words = file.dynamic_relocations().into_iter().flatten();
+        symbols
+            .chain(words.map(|(_, word)| word.addend().cast_unsigned()))
+            .chain([file.entry()])
+            .collect()
+    }
+
+    /// Whether a dynamic linker loads it: it names one, or it is a library and no position-independent program.
     pub(crate) fn is_dynamic(&self) -> bool {
-        self.interpreter
-            || (self.relocatable && object::File::parse(self.bytes).is_ok_and(|f| f.entry() == 0))
+        self.interpreter || (self.relocatable && !self.is_program())
+    }
+
+    fn is_program(&self) -> bool {
+        let flags = || {
+            let header = FileHeader64::<Endianness>::parse(self.bytes).ok()?;
+            let endian = header.endian().ok()?;
+            let sections = header.sections(endian, self.bytes).ok()?;
+            let (entries, _) = sections.dynamic(endian, self.bytes).ok()??;
+            let flags = entries
+                .iter()
+                .find(|e| e.d_tag.get(endian).0 == DT_FLAGS_1)?;
+            Some(flags.d_val.get(endian))
+        };
+        flags().is_some_and(|flags| flags & DF_1_PIE != 0)
     }
 
     pub(crate) fn segments(&self) -> &[Segment] {

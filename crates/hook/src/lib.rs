@@ -9,6 +9,7 @@
 //! | `call` | what handlers see and decide |
 //! | `maps` | `/proc/self/maps` |
 //! | `image`, `code` | an ELF file, its functions, their instructions and jump targets |
+//! | `doubt` | bytes that look like a system call where no function is known |
 //! | `plan` | which bytes of a site are replaced |
 //! | `stub` | what a site jumps to |
 //! | `entry` | saving registers, asking the handlers, making the call (assembly) |
@@ -20,6 +21,7 @@ mod bypass;
 mod call;
 mod code;
 mod coverage;
+mod doubt;
 mod entry;
 mod image;
 mod install;

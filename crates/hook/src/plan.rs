@@ -1,6 +1,7 @@
 //! Which bytes of a library are replaced by a jump, and what becomes of the instructions that stood there.
 
 use crate::code::{self, Function};
+use crate::doubt;
 use crate::image::{Image, Segment};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic};
 use memchr::memmem;
@@ -62,6 +63,7 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
         image.read_symbols();
     }
     let mut real: Vec<(u64, Rc<Function>)> = Vec::new();
+    let mut unsure = Vec::new();
     let mut last: Option<(Range<u64>, Option<Rc<Function>>)> = None;
     for hit in hits {
         let at = (hit - segment.address) as usize;
@@ -70,7 +72,7 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
             continue;
         }
         let Some(range) = image.function(hit).or_else(|| image.function_and_gap(hit)) else {
-            plan.doubtful.push(hit);
+            unsure.push(hit);
             continue;
         };
         if last.as_ref().is_none_or(|(of, _)| *of != range) {
@@ -78,11 +80,11 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
             last = Some((range, function));
         }
         match last.as_ref().and_then(|(_, function)| function.clone()) {
-            None => plan.doubtful.push(hit),
+            None => unsure.push(hit),
             Some(function) => match function.index_of(hit) {
                 // Inside another instruction: not a system call.
                 None => {}
-                Some(index) if !function.is_entered(index) => plan.doubtful.push(hit),
+                Some(index) if !function.is_entered(index) => unsure.push(hit),
                 Some(index) => match function.code[index].code() {
                     Code::Syscall => real.push((hit, function)),
                     // The old ways in take other numbers and other registers.
@@ -92,6 +94,8 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
             },
         }
     }
+    plan.doubtful
+        .extend(doubt::reached(image, segment, bytes, &unsure));
     let near: Vec<u64> = real.iter().map(|(hit, _)| *hit).collect();
     let foreign = if near.is_empty() {
         BTreeSet::new()

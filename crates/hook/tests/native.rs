@@ -91,3 +91,24 @@ fn library_that_comes_later() {
         assert_eq!(of(libc::SYS_getpriority), expected, "{mode}");
     }
 }
+
+/// Code that nothing describes counts as uncovered if it is called, data among code do not; neither is touched.
+#[test]
+fn code_without_unwind_information() {
+    let program = build("doubt.c", &["-s"]);
+    let found = userswap_hook::inspect(&program)
+        .expect("an ELF file")
+        .library;
+    assert_eq!(
+        (found.rewritten, found.uncovered.len()),
+        (0, 1),
+        "{:x?}",
+        found.uncovered
+    );
+    let bytes = std::fs::read(&program).expect("readable");
+    let call = bytes
+        .windows(7)
+        .position(|w| w == [0xb8, 110, 0, 0, 0, 0x0f, 0x05]);
+    assert!(call.is_some());
+    right_in_every_mode(&program);
+}
