@@ -2,7 +2,8 @@
 //!
 //! `HOOK_COUNTS` names the file (512 counters of 8 bytes); without it nothing is counted. When counting begins, the call
 //! `prctl(0x75737761, first, behind)` says so to whoever traces, with the range of this library's addresses.
-//! `HOOK_MODE`: `count` (default), `clobber` (the same, and destroys every register it may), `idle` (installed, not
+//! `HOOK_MODE`: `count` (default), `slow` (the same, and takes its time before each `read`:
+//! counters 500 and 501 tell how often that began and ended), `clobber` (the same, and destroys every register it may), `idle` (installed, not
 //! active), `unwanted` (active, nobody wants a number), `off`.
 //! `HOOK_REPORT=1` prints what was found to standard error.
 
@@ -10,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use userswap_hook::{Call, Decision, Handlers};
 
 const NUMBERS: usize = 512;
+/// Numbers that no call has.
+const STAYED: usize = 500;
 /// "uswa"
 const MARK: usize = 0x7573_7761;
 
@@ -17,6 +20,7 @@ struct Counting {
     counts: &'static [AtomicU64],
     all: bool,
     clobbers: bool,
+    slow: bool,
 }
 
 impl Handlers for Counting {
@@ -29,6 +33,9 @@ impl Handlers for Counting {
             count.fetch_add(1, Ordering::Relaxed);
         }
         self.clobber();
+        if self.slow && call.nr == libc::SYS_read as usize {
+            self.stay();
+        }
         Decision::Run
     }
 
@@ -39,6 +46,15 @@ impl Handlers for Counting {
 }
 
 impl Counting {
+    /// Takes a while; who does not come to the end is missed in the second counter.
+    fn stay(&self) {
+        self.counts[STAYED].fetch_add(1, Ordering::Relaxed);
+        for _ in 0..50_000 {
+            std::hint::spin_loop();
+        }
+        self.counts[STAYED + 1].fetch_add(1, Ordering::Relaxed);
+    }
+
     fn clobber(&self) {
         if self.clobbers {
             // SAFETY: the processor has AVX (looked up at the start); all registers are declared as changed.
@@ -100,6 +116,7 @@ extern "C" fn start() {
     let handlers = Box::leak(Box::new(Counting {
         counts: counters(),
         all: mode != "unwanted",
+        slow: mode == "slow",
         clobbers: mode == "clobber" && std::arch::is_x86_feature_detected!("avx"),
     }));
     let began = std::time::Instant::now();

@@ -19,7 +19,7 @@ impl Bypass {
         // SAFETY: the counter is this thread's own; nobody else reads or writes it. A signal handler between the read and
         // the write leaves it as it was, since guards end in reverse order.
         unsafe {
-            let counter = entry::bypass_counter();
+            let counter = &raw mut (*entry::thread()).bypass;
             counter.write(counter.read() + 1);
         }
         Bypass {
@@ -38,7 +38,7 @@ impl Drop for Bypass {
     fn drop(&mut self) {
         // SAFETY: as above; this guard added one.
         unsafe {
-            let counter = entry::bypass_counter();
+            let counter = &raw mut (*entry::thread()).bypass;
             counter.write(counter.read() - 1);
         }
     }

@@ -16,7 +16,7 @@ use crate::call::{Call, Decision};
 use crate::{install, stub};
 use std::arch::{asm, global_asm};
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Whether calls are looked at. Read by the entry code without ordering: who turns it on must not rely on calls that
 /// have begun already.
@@ -26,8 +26,8 @@ static WANTED: [AtomicU8; NUMBERS] = [const { AtomicU8::new(0) }; NUMBERS];
 /// The state components that `xsave` saves, and the room they take. Written before any site is rewritten.
 static SAVED_MASK: AtomicU32 = AtomicU32::new(0);
 static SAVED_SIZE: AtomicU32 = AtomicU32::new(0);
-/// Whether processes and threads must be told of, since they lose what the parent had (Syscall User Dispatch).
-static DISPATCHING: AtomicU32 = AtomicU32::new(0);
+/// libc's handler of [`SIGCANCEL`], once it has set one.
+static CANCEL: AtomicUsize = AtomicUsize::new(0);
 
 /// Numbers from here on are always looked at: nobody knows them.
 pub(crate) const NUMBERS: usize = 512;
@@ -45,11 +45,32 @@ struct Frame {
     result: isize,
     /// Where the address of the tail stands.
     route: usize,
-    /// Whether the handlers saw the call, and are to see its result.
+    /// Whether the handlers saw the call, and are to see its result: 0, 1, or [`UNKNOWN`].
     asked: usize,
+    /// Whether they gave the result themselves.
+    answered: usize,
+    _padding: usize,
     rbp: usize,
     record: *const stub::Record,
     flags: usize,
+}
+
+/// Behind a tail nothing is left of what was before.
+const UNKNOWN: usize = 2;
+/// The signal that libc cancels threads with (`SIGRTMIN - 2`).
+const SIGCANCEL: usize = 32;
+
+/// What each thread has: thread-local memory that is set up with the thread, since the ordinary way to reach thread-local
+/// memory of a library may allocate, and this code may be inside the allocator.
+#[repr(C)]
+pub(crate) struct Thread {
+    /// How many [`crate::Bypass`] guards live.
+    pub(crate) bypass: u32,
+    /// The handlers are running.
+    inside: u32,
+    /// A cancellation came meanwhile.
+    pending: u32,
+    _unused: u32,
 }
 
 const REDZONE: usize = 128;
@@ -66,7 +87,7 @@ global_asm!(
     ".globl userswap_hook_thread",
     ".hidden userswap_hook_thread",
     ".type userswap_hook_thread, @object",
-    "userswap_hook_thread:",
+    "userswap_hook_thread:", // see `Thread`
     ".zero 16",
     ".size userswap_hook_thread, 16",
     ".text",
@@ -118,8 +139,8 @@ global_asm!(
     "mov [rbp + {SITE}], rax",
     "xor eax, eax",
     "mov [rbp + {DATA}], rax",
-    "inc eax",
     "mov [rbp + {ASKED}], rax",
+    "mov [rbp + {ANSWERED}], rax",
     "cld",
     // Room for the vector registers; its header must be zero before it is written.
     "mov eax, dword ptr [rip + {SAVED_SIZE}]",
@@ -137,6 +158,23 @@ global_asm!(
     "mov eax, dword ptr [rip + {SAVED_MASK}]",
     "xor edx, edx",
     "xsavec [rsp]",
+    ".endm",
+    // A cancellation that came while the handlers ran is sent again, now that it may unwind from here.
+    ".macro userswap_hook_deferred",
+    "mov r11, qword ptr [rip + userswap_hook_thread@GOTTPOFF]",
+    "cmp dword ptr fs:[r11 + {PENDING}], 0",
+    "je 9f",
+    "mov dword ptr fs:[r11 + {PENDING}], 0",
+    "mov eax, {GETPID}",
+    "syscall",
+    "mov edi, eax",
+    "mov eax, {GETTID}",
+    "syscall",
+    "mov esi, eax",
+    "mov edx, {SIGCANCEL}",
+    "mov eax, {TGKILL}",
+    "syscall",
+    "9:",
     ".endm",
     // Gives the program's registers back: out, rax = result, rcx = record, r11 kept.
     ".macro userswap_hook_unframe",
@@ -224,8 +262,9 @@ global_asm!(
     "userswap_hook_frame",
     "mov rdi, rbp",
     "call {before}",
-    "test eax, eax",
-    "jnz 2f",
+    "userswap_hook_deferred",
+    "cmp qword ptr [rbp + {ANSWERED}], 0",
+    "jne 2f",
     "mov rax, [rbp + {NR}]",
     "mov rdi, [rbp + {ARGS}]",
     "mov rsi, [rbp + {ARGS} + 8]",
@@ -237,6 +276,7 @@ global_asm!(
     "mov [rbp + {RESULT}], rax",
     "mov rdi, rbp",
     "call {after}",
+    "userswap_hook_deferred",
     "2:",
     "userswap_hook_unframe",
     "jmp [rcx + {NEXT}]",
@@ -251,10 +291,10 @@ global_asm!(
     "je 4f",
     "cmp eax, {PKEY_MPROTECT}",
     "je 4f",
+    "cmp eax, {RT_SIGACTION}",
+    "je 6f",
     "cmp eax, {CLONE}",
     "je 5f",
-    "cmp eax, {FORK}",
-    "je 6f",
     "mov ecx, {TAIL_RT_SIGRETURN}",
     "cmp eax, {RT_SIGRETURN}",
     "je 7f",
@@ -285,9 +325,10 @@ global_asm!(
     "jnz 7f",
     "test rsi, rsi",
     "jnz 7f",
+    "jmp 3b",
     "6:",
-    "cmp dword ptr [rip + {DISPATCHING}], 0",
-    "jne 2b",
+    "cmp edi, {SIGCANCEL}",
+    "je 2b",
     "jmp 3b",
     // rcx = which tail; r11 = where its address stands.
     "7:",
@@ -311,8 +352,9 @@ global_asm!(
     "mov [rbp + {ROUTE}], r11",
     "mov rdi, rbp",
     "call {before}",
-    "test eax, eax",
-    "jnz 2f",
+    "userswap_hook_deferred",
+    "cmp qword ptr [rbp + {ANSWERED}], 0",
+    "jne 2f",
     "mov rax, [rbp + {NR}]",
     "mov [rbp + {RESULT}], rax",
     "mov r11, [rbp + {ROUTE}]",
@@ -322,6 +364,22 @@ global_asm!(
     "userswap_hook_unframe",
     "jmp [rcx + {NEXT}]",
     "userswap_hook_end userswap_hook_tail",
+    // The signal by which a thread is cancelled: libc's handler unwinds the stack, which must not hold frames of the
+    // handlers; it waits until they are through.
+    ".p2align 4",
+    ".globl userswap_hook_cancel",
+    ".hidden userswap_hook_cancel",
+    ".type userswap_hook_cancel, @function",
+    "userswap_hook_cancel:",
+    ".cfi_startproc",
+    "mov rax, qword ptr [rip + userswap_hook_thread@GOTTPOFF]",
+    "cmp dword ptr fs:[rax + {INSIDE}], 0",
+    "jne 2f",
+    "jmp qword ptr [rip + {CANCEL}]",
+    "2:",
+    "mov dword ptr fs:[rax + {PENDING}], 1",
+    "ret",
+    "userswap_hook_end userswap_hook_cancel",
     // Behind the tails: rax = the answer, rcx = record, on whatever stack there is now. One for each call, since the
     // number is gone from rax.
     ".macro userswap_hook_behind name, number",
@@ -337,14 +395,17 @@ global_asm!(
     "userswap_hook_begin userswap_hook_behind_all",
     "userswap_hook_frame",
     "mov [rbp + {RESULT}], r11",
+    "mov qword ptr [rbp + {ASKED}], {UNKNOWN}",
     "mov rdi, rbp",
     "call {after}",
+    "userswap_hook_deferred",
     "userswap_hook_unframe",
     "jmp [rcx + {NEXT}]",
     "userswap_hook_end userswap_hook_behind_all",
     ".purgem userswap_hook_cfa_rcx",
     ".purgem userswap_hook_cfa_stack",
     ".purgem userswap_hook_cfa_frame",
+    ".purgem userswap_hook_deferred",
     ".purgem userswap_hook_frame",
     ".purgem userswap_hook_unframe",
     ".purgem userswap_hook_save",
@@ -366,6 +427,16 @@ global_asm!(
     RESULT = const offset_of!(Frame, result),
     ROUTE = const offset_of!(Frame, route),
     ASKED = const offset_of!(Frame, asked),
+    ANSWERED = const offset_of!(Frame, answered),
+    UNKNOWN = const UNKNOWN,
+    INSIDE = const offset_of!(Thread, inside),
+    PENDING = const offset_of!(Thread, pending),
+    SIGCANCEL = const SIGCANCEL,
+    GETPID = const libc::SYS_getpid,
+    GETTID = const libc::SYS_gettid,
+    TGKILL = const libc::SYS_tgkill,
+    RT_SIGACTION = const libc::SYS_rt_sigaction,
+    CANCEL = sym CANCEL,
     TAIL_CLONE = const stub::tail_of(libc::SYS_clone),
     TAIL_CLONE3 = const stub::tail_of(libc::SYS_clone3),
     TAIL_VFORK = const stub::tail_of(libc::SYS_vfork),
@@ -382,13 +453,11 @@ global_asm!(
     CLONE = const libc::SYS_clone,
     CLONE3 = const libc::SYS_clone3,
     VFORK = const libc::SYS_vfork,
-    FORK = const libc::SYS_fork,
     RT_SIGRETURN = const libc::SYS_rt_sigreturn,
     ACTIVE = sym ACTIVE,
     WANTED = sym WANTED,
     SAVED_MASK = sym SAVED_MASK,
     SAVED_SIZE = sym SAVED_SIZE,
-    DISPATCHING = sym DISPATCHING,
     before = sym before,
     after = sym after,
 );
@@ -396,6 +465,7 @@ global_asm!(
 unsafe extern "C" {
     fn userswap_hook_fast();
     fn userswap_hook_careful();
+    fn userswap_hook_cancel();
     fn userswap_hook_behind_clone();
     fn userswap_hook_behind_clone3();
     fn userswap_hook_behind_vfork();
@@ -460,12 +530,9 @@ fn wanted(nr: usize) -> bool {
         .is_none_or(|w| w.load(Ordering::Relaxed) != 0)
 }
 
-/// This thread's bypass counter.
-///
-/// In thread-local memory that is set up with the thread: the ordinary way to reach thread-local memory of a library may
-/// allocate, and this code may be inside the allocator.
-pub(crate) fn bypass_counter() -> *mut u32 {
-    let address: *mut u32;
+/// This thread's own; to be used through the pointer only, since signal handlers write there too.
+pub(crate) fn thread() -> *mut Thread {
+    let address: *mut Thread;
     // SAFETY: reads two words that the thread's creator set up: the offset of our block, which is part of every thread's
     // initial block since the library is loaded at start, and the block's base.
     unsafe {
@@ -481,33 +548,73 @@ pub(crate) fn bypass_counter() -> *mut u32 {
 
 fn bypassed() -> bool {
     // SAFETY: the counter is this thread's own and always there.
-    unsafe { bypass_counter().read() != 0 }
+    unsafe { (&raw const (*thread()).bypass).read_volatile() != 0 }
 }
 
-/// Asks the handlers; 0: make the call, 1: the result stands in the frame.
-extern "C" fn before(frame: &mut Frame) -> u32 {
-    let looked_at = ACTIVE.load(Ordering::Acquire) != 0 && wanted(frame.call.nr) && !bypassed();
-    frame.asked = usize::from(looked_at);
-    if !looked_at {
-        return 0;
+/// Asks the handlers, where they want the call.
+extern "C" fn before(frame: &mut Frame) {
+    if frame.call.nr == libc::SYS_rt_sigaction as usize {
+        take_cancellation(&mut frame.call);
     }
-    match keeping_errno(|| install::handlers().map(|h| h.before(&mut frame.call))) {
-        None | Some(Decision::Run) => 0,
-        Some(Decision::Return(result)) => {
-            frame.result = result;
-            1
-        }
+    if ACTIVE.load(Ordering::Acquire) == 0 || !wanted(frame.call.nr) || bypassed() {
+        return;
+    }
+    let Some(handlers) = install::handlers() else {
+        return;
+    };
+    frame.asked = 1;
+    if let Decision::Return(result) = inside(|| handlers.before(&mut frame.call)) {
+        frame.answered = 1;
+        frame.result = result;
     }
 }
 
-/// Tells the handlers the result, and looks at code that has come in.
+/// Tells the handlers the result, where they saw the call, and looks at code that has come in.
 extern "C" fn after(frame: &mut Frame) {
-    if frame.asked != 0 && ACTIVE.load(Ordering::Acquire) != 0 && !bypassed() {
-        keeping_errno(|| install::handlers().map(|h| h.after(&frame.call, frame.result)));
+    let told = match frame.asked {
+        UNKNOWN => ACTIVE.load(Ordering::Acquire) != 0 && wanted(frame.call.nr) && !bypassed(),
+        asked => asked != 0,
+    };
+    if told && let Some(handlers) = install::handlers() {
+        inside(|| handlers.after(&frame.call, frame.result));
     }
     if install::brings_code(&frame.call, frame.result) && !bypassed() {
-        keeping_errno(|| install::code_came(&frame.call, frame.result));
+        inside(|| install::code_came(&frame.call, frame.result));
     }
+}
+
+/// Runs the handlers: cancellation waits, and `errno` stays what it is.
+fn inside<T>(run: impl FnOnce() -> T) -> T {
+    let thread = thread();
+    // SAFETY: this thread's own word. A signal handler on top that runs the handlers too ends with 0: then a
+    // cancellation is not held back for the rest of this run.
+    unsafe { (&raw mut (*thread).inside).write_volatile(1) };
+    let out = keeping_errno(run);
+    // SAFETY: as above.
+    unsafe { (&raw mut (*thread).inside).write_volatile(0) };
+    out
+}
+
+/// libc sets its handler for cancellation: ours is set in its place, and goes on to it.
+fn take_cancellation(call: &mut Call) {
+    /// The kernel's structure: handler, flags, restorer, mask. Every libc in a process sets the same.
+    static ACTION: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+    let given = call.args[1] as *const [u64; 4];
+    let ignored = [libc::SIG_DFL as u64, libc::SIG_IGN as u64];
+    if call.args[0] != SIGCANCEL || given.is_null() {
+        return;
+    }
+    // SAFETY: libc's own structure, on its stack; nobody else may use this signal (sigaction refuses it).
+    let [handler, rest @ ..] = unsafe { given.read_unaligned() };
+    let ours = userswap_hook_cancel as unsafe extern "C" fn() as usize as u64;
+    if ignored.contains(&handler) || handler == ours {
+        return;
+    }
+    CANCEL.store(handler as usize, Ordering::Release);
+    for (word, value) in ACTION.iter().zip([ours].into_iter().chain(rest)) {
+        word.store(value, Ordering::Relaxed);
+    }
+    call.args[1] = ACTION.as_ptr() as usize;
 }
 
 fn keeping_errno<T>(run: impl FnOnce() -> T) -> T {

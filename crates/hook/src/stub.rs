@@ -43,13 +43,14 @@ pub(crate) const fn tail_of(number: i64) -> usize {
     at
 }
 
-/// Calls whose sites take the careful entry: those with a tail, and those that may bring in new code or a process.
+/// Calls whose sites take the careful entry: those with a tail, and those that are looked at also while nobody
+/// looks: they may bring in code, or set the handler of cancellation.
 pub(crate) const CAREFUL: [u32; 8] = [
     nr::__NR_clone,
     nr::__NR_clone3,
     nr::__NR_vfork,
     nr::__NR_rt_sigreturn,
-    nr::__NR_fork,
+    nr::__NR_rt_sigaction,
     nr::__NR_mmap,
     nr::__NR_mprotect,
     nr::__NR_pkey_mprotect,

@@ -60,12 +60,34 @@ fn signals_inside_calls() {
 
 #[test]
 fn threads_and_cancellation() {
-    right_in_every_mode(&build("threads.cc", &["-lstdc++", "-pthread"]));
+    let program = build("threads.cc", &["-lstdc++", "-pthread"]);
+    right_in_every_mode(&program);
+    // A cancellation that arrives while the handlers run waits until they are through.
+    let counts = scratch("cancelled").join("counts");
+    let of = counted(Command::new(&program).env("HOOK_MODE", "slow"), &counts);
+    let (began, ended) = (of(500), of(501));
+    assert!(
+        began >= 25 && began == ended,
+        "{began} began, {ended} ended"
+    );
 }
 
 #[test]
 fn every_way_to_make_a_process() {
     right_in_every_mode(&build("processes.c", &[]));
+}
+
+/// Runs with a file of counters; what each number was counted.
+fn counted(command: &mut Command, counts: &Path) -> impl Fn(i64) -> u64 + use<> {
+    std::fs::write(counts, [0u8; 4096]).expect("writable");
+    let output = command
+        .env("LD_PRELOAD", counting_library())
+        .env("HOOK_COUNTS", counts)
+        .output()
+        .expect("runs");
+    assert_ok(&output, "counted");
+    let counts = std::fs::read(counts).expect("readable");
+    move |nr| u64::from_ne_bytes(counts[nr as usize * 8..][..8].try_into().expect("8 bytes"))
 }
 
 /// The sites of a library that is loaded later are rewritten before they run.
@@ -75,19 +97,10 @@ fn library_that_comes_later() {
     let program = build("plugged.c", &[]);
     let counts = scratch("plugged").join("counts");
     for (mode, expected) in [("count", 2000), ("idle", 0)] {
-        std::fs::write(&counts, [0u8; 4096]).expect("writable");
-        let output = Command::new(&program)
-            .arg(&plugin)
-            .env("LD_PRELOAD", counting_library())
-            .env("HOOK_COUNTS", &counts)
-            .env("HOOK_MODE", mode)
-            .output()
-            .expect("runs");
-        assert_ok(&output, mode);
-        let counts = std::fs::read(&counts).expect("readable");
-        let of = |nr: i64| {
-            u64::from_ne_bytes(counts[nr as usize * 8..][..8].try_into().expect("8 bytes"))
-        };
+        let of = counted(
+            Command::new(&program).arg(&plugin).env("HOOK_MODE", mode),
+            &counts,
+        );
         assert_eq!(of(libc::SYS_getpriority), expected, "{mode}");
     }
 }
