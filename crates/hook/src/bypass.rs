@@ -1,6 +1,6 @@
 //! Calls that are not looked at: our own.
 
-use crate::entry;
+use crate::frame;
 use std::marker::PhantomData;
 
 /// While it lives, system calls of this thread are made as they are. For threads and code of the hook's owner, which use
@@ -19,7 +19,7 @@ impl Bypass {
         // SAFETY: the counter is this thread's own; nobody else reads or writes it. A signal handler between the read and
         // the write leaves it as it was, since guards end in reverse order.
         unsafe {
-            let counter = &raw mut (*entry::thread()).bypass;
+            let counter = &raw mut (*frame::thread()).bypass;
             counter.write(counter.read() + 1);
         }
         Bypass {
@@ -38,7 +38,7 @@ impl Drop for Bypass {
     fn drop(&mut self) {
         // SAFETY: as above; this guard added one.
         unsafe {
-            let counter = &raw mut (*entry::thread()).bypass;
+            let counter = &raw mut (*frame::thread()).bypass;
             counter.write(counter.read() - 1);
         }
     }

@@ -12,69 +12,12 @@
 //! The unwind rules say that the caller of this code is the program's own code behind its `syscall` instruction, so
 //! cancellation, exceptions and debuggers pass through it. They hold from the instruction after the stack pointer moves.
 
-use crate::call::{Call, Decision};
-use crate::{install, stub};
-use std::arch::{asm, global_asm};
+use crate::call::NUMBERS;
+use crate::frame::{BELOW_RBP, Frame, LEGACY, REDZONE, SIGCANCEL, Thread, UNKNOWN};
+use crate::gate::{ACTIVE, CANCEL, SAVED_MASK, SAVED_SIZE, WANTED, after, before};
+use crate::stub;
+use std::arch::global_asm;
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-
-/// Whether calls are looked at. Read by the entry code without ordering: who turns it on must not rely on calls that
-/// have begun already.
-static ACTIVE: AtomicU32 = AtomicU32::new(0);
-/// For each number, whether calls are looked at. Written before [`ACTIVE`] is.
-static WANTED: [AtomicU8; NUMBERS] = [const { AtomicU8::new(0) }; NUMBERS];
-/// The state components that `xsave` saves, and the room they take. Written before any site is rewritten.
-static SAVED_MASK: AtomicU32 = AtomicU32::new(0);
-static SAVED_SIZE: AtomicU32 = AtomicU32::new(0);
-/// libc's handler of [`SIGCANCEL`], once it has set one.
-static CANCEL: AtomicUsize = AtomicUsize::new(0);
-
-/// Numbers from here on are always looked at: nobody knows them.
-pub(crate) const NUMBERS: usize = 512;
-
-/// x87, SSE, AVX, and the three parts of AVX-512. Nothing compiled touches the others (tiles, protection keys).
-const COMPONENTS: u32 = 0b1110_0111;
-/// The saved legacy part, and the header behind it.
-const LEGACY: usize = 512;
-
-/// What lies on the stack while the handlers run.
-#[repr(C)]
-struct Frame {
-    call: Call,
-    saved: [usize; 6],
-    result: isize,
-    /// Where the address of the tail stands.
-    route: usize,
-    /// Whether the handlers saw the call, and are to see its result: 0, 1, or [`UNKNOWN`].
-    asked: usize,
-    /// Whether they gave the result themselves.
-    answered: usize,
-    _padding: usize,
-    rbp: usize,
-    record: *const stub::Record,
-    flags: usize,
-}
-
-/// Behind a tail nothing is left of what was before.
-const UNKNOWN: usize = 2;
-/// The signal that libc cancels threads with (`SIGRTMIN - 2`).
-const SIGCANCEL: usize = 32;
-
-/// What each thread has: thread-local memory that is set up with the thread, since the ordinary way to reach thread-local
-/// memory of a library may allocate, and this code may be inside the allocator.
-#[repr(C)]
-pub(crate) struct Thread {
-    /// How many [`crate::Bypass`] guards live.
-    pub(crate) bypass: u32,
-    /// The handlers are running.
-    inside: u32,
-    /// A cancellation came meanwhile.
-    pending: u32,
-    _unused: u32,
-}
-
-const REDZONE: usize = 128;
-const BELOW_RBP: usize = offset_of!(Frame, rbp);
 
 // SAFETY: the three entries are reached from stubs only, by a jump, with rcx = the stub's record (readable for ever),
 // rax = the number, and the program's other registers as they were. Every path leaves with all of them restored but
@@ -465,7 +408,6 @@ global_asm!(
 unsafe extern "C" {
     fn userswap_hook_fast();
     fn userswap_hook_careful();
-    fn userswap_hook_cancel();
     fn userswap_hook_behind_clone();
     fn userswap_hook_behind_clone3();
     fn userswap_hook_behind_vfork();
@@ -489,141 +431,4 @@ pub(crate) fn behind_tails() -> [u64; 4] {
         // Never comes back.
         vfork,
     ]
-}
-
-/// Finds out what has to be saved; `false` where the processor cannot do it.
-pub(crate) fn prepare() -> bool {
-    use std::arch::x86_64::{__cpuid_count, _xgetbv};
-    let features = __cpuid_count(1, 0).ecx;
-    let saves = __cpuid_count(0xd, 1).eax;
-    if features & (1 << 27) == 0 || saves & 0b10 == 0 {
-        return false;
-    }
-    // SAFETY: the processor and the system have xsave (OSXSAVE is set), so the register can be read.
-    let enabled = unsafe { _xgetbv(0) } as u32;
-    let mask = enabled & COMPONENTS;
-    let mut size = LEGACY as u32 + 64;
-    for component in (2..32).filter(|c| mask >> c & 1 != 0) {
-        size = size.next_multiple_of(64) + __cpuid_count(0xd, component).eax;
-    }
-    SAVED_SIZE.store(size.next_multiple_of(64), Ordering::Relaxed);
-    SAVED_MASK.store(mask, Ordering::Relaxed);
-    true
-}
-
-/// Says which numbers are looked at.
-pub(crate) fn want(wants: impl Fn(usize) -> bool) {
-    for (nr, wanted) in WANTED.iter().enumerate() {
-        wanted.store(u8::from(wants(nr)), Ordering::Relaxed);
-    }
-}
-
-/// Turns looking at calls on or off, for calls that begin from now on.
-pub(crate) fn set_active(active: bool) {
-    // Release: a call that sees it on sees what its caller prepared; the handlers read with acquire.
-    ACTIVE.store(u32::from(active), Ordering::Release);
-}
-
-fn wanted(nr: usize) -> bool {
-    WANTED
-        .get(nr)
-        .is_none_or(|w| w.load(Ordering::Relaxed) != 0)
-}
-
-/// This thread's own; to be used through the pointer only, since signal handlers write there too.
-pub(crate) fn thread() -> *mut Thread {
-    let address: *mut Thread;
-    // SAFETY: reads two words that the thread's creator set up: the offset of our block, which is part of every thread's
-    // initial block since the library is loaded at start, and the block's base.
-    unsafe {
-        asm!(
-            "mov {0}, qword ptr [rip + userswap_hook_thread@GOTTPOFF]",
-            "add {0}, qword ptr fs:[0]",
-            out(reg) address,
-            options(pure, readonly, nostack),
-        );
-    }
-    address
-}
-
-fn bypassed() -> bool {
-    // SAFETY: the counter is this thread's own and always there.
-    unsafe { (&raw const (*thread()).bypass).read_volatile() != 0 }
-}
-
-/// Asks the handlers, where they want the call.
-extern "C" fn before(frame: &mut Frame) {
-    if frame.call.nr == libc::SYS_rt_sigaction as usize {
-        take_cancellation(&mut frame.call);
-    }
-    if ACTIVE.load(Ordering::Acquire) == 0 || !wanted(frame.call.nr) || bypassed() {
-        return;
-    }
-    let Some(handlers) = install::handlers() else {
-        return;
-    };
-    frame.asked = 1;
-    if let Decision::Return(result) = inside(|| handlers.before(&mut frame.call)) {
-        frame.answered = 1;
-        frame.result = result;
-    }
-}
-
-/// Tells the handlers the result, where they saw the call, and looks at code that has come in.
-extern "C" fn after(frame: &mut Frame) {
-    let told = match frame.asked {
-        UNKNOWN => ACTIVE.load(Ordering::Acquire) != 0 && wanted(frame.call.nr) && !bypassed(),
-        asked => asked != 0,
-    };
-    if told && let Some(handlers) = install::handlers() {
-        inside(|| handlers.after(&frame.call, frame.result));
-    }
-    if install::brings_code(&frame.call, frame.result) && !bypassed() {
-        inside(|| install::code_came(&frame.call, frame.result));
-    }
-}
-
-/// Runs the handlers: cancellation waits, and `errno` stays what it is.
-fn inside<T>(run: impl FnOnce() -> T) -> T {
-    let thread = thread();
-    // SAFETY: this thread's own word. A signal handler on top that runs the handlers too ends with 0: then a
-    // cancellation is not held back for the rest of this run.
-    unsafe { (&raw mut (*thread).inside).write_volatile(1) };
-    let out = keeping_errno(run);
-    // SAFETY: as above.
-    unsafe { (&raw mut (*thread).inside).write_volatile(0) };
-    out
-}
-
-/// libc sets its handler for cancellation: ours is set in its place, and goes on to it.
-fn take_cancellation(call: &mut Call) {
-    /// The kernel's structure: handler, flags, restorer, mask. Every libc in a process sets the same.
-    static ACTION: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
-    let given = call.args[1] as *const [u64; 4];
-    let ignored = [libc::SIG_DFL as u64, libc::SIG_IGN as u64];
-    if call.args[0] != SIGCANCEL || given.is_null() {
-        return;
-    }
-    // SAFETY: libc's own structure, on its stack; nobody else may use this signal (sigaction refuses it).
-    let [handler, rest @ ..] = unsafe { given.read_unaligned() };
-    let ours = userswap_hook_cancel as unsafe extern "C" fn() as usize as u64;
-    if ignored.contains(&handler) || handler == ours {
-        return;
-    }
-    CANCEL.store(handler as usize, Ordering::Release);
-    for (word, value) in ACTION.iter().zip([ours].into_iter().chain(rest)) {
-        word.store(value, Ordering::Relaxed);
-    }
-    call.args[1] = ACTION.as_ptr() as usize;
-}
-
-fn keeping_errno<T>(run: impl FnOnce() -> T) -> T {
-    // SAFETY: libc gives the address of this thread's errno, which is valid as long as the thread.
-    unsafe {
-        let errno = libc::__errno_location();
-        let kept = errno.read();
-        let out = run();
-        errno.write(kept);
-        out
-    }
 }

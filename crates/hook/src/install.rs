@@ -3,15 +3,16 @@
 use crate::bypass::Bypass;
 use crate::call::{Call, Handlers};
 use crate::coverage::{Coverage, Library};
+use crate::gate::{self, Wired};
 use crate::image::Image;
 use crate::maps::{self, Mapping};
+use crate::patch;
 use crate::plan::{self, Plan};
-use crate::{entry, patch};
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Why the hook could not be installed. Nothing has been changed then.
 #[derive(Debug, thiserror::Error)]
@@ -34,16 +35,11 @@ pub enum Error {
     Maps(rustix::io::Errno),
 }
 
-static HANDLERS: OnceLock<&'static dyn Handlers> = OnceLock::new();
 /// What was done so far. Held while code is rewritten, with signals blocked.
 static DONE: Mutex<Coverage> = Mutex::new(Coverage {
     libraries: Vec::new(),
     generated: 0,
 });
-
-pub(crate) fn handlers() -> Option<&'static dyn Handlers> {
-    HANDLERS.get().copied()
-}
 
 /// Rewrites the system calls of every library and of the program, so that `handlers` see them once [`set_active`] turns that on.
 ///
@@ -57,12 +53,17 @@ pub fn install(handlers: &'static dyn Handlers) -> Result<Coverage, Error> {
         0 | 1 => {}
         more => return Err(Error::Threads(more)),
     }
-    if !entry::prepare() {
+    if !gate::prepare() {
         return Err(Error::Processor);
     }
     let maps = maps::read().map_err(Error::Maps)?;
-    HANDLERS.set(handlers).map_err(|_| Error::Twice)?;
-    entry::want(|nr| handlers.wants(nr));
+    if !gate::wire(Wired {
+        handlers,
+        code_came,
+    }) {
+        return Err(Error::Twice);
+    }
+    gate::want(|nr| handlers.wants(nr));
     without_signals(|| {
         let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
         let own = own_inode(&maps);
@@ -78,7 +79,7 @@ pub fn install(handlers: &'static dyn Handlers) -> Result<Coverage, Error> {
 /// A call that has begun is not affected: turned on, calls that wait in the kernel were not seen; turned off, their results
 /// are not reported.
 pub fn set_active(active: bool) {
-    entry::set_active(active);
+    gate::set_active(active);
 }
 
 /// What is covered by now, with what came after [`install`].
@@ -121,22 +122,8 @@ pub struct Inspection {
     pub library: Library,
 }
 
-/// Whether a call has brought in code of a file, or made memory of a file into code.
-pub(crate) fn brings_code(call: &Call, result: isize) -> bool {
-    let [_, _, protection, flags, ..] = call.args;
-    let executable = protection & libc::PROT_EXEC as usize != 0;
-    let done = !(-4095..0).contains(&result);
-    executable
-        && done
-        && match call.nr as i64 {
-            libc::SYS_mmap => flags & libc::MAP_ANONYMOUS as usize == 0,
-            libc::SYS_mprotect | libc::SYS_pkey_mprotect => true,
-            _ => false,
-        }
-}
-
 /// Rewrites what a call has brought in, before the program gets to know its address.
-pub(crate) fn code_came(call: &Call, result: isize) {
+fn code_came(call: &Call, result: isize) {
     let start = match call.nr as i64 {
         libc::SYS_mmap => result.cast_unsigned(),
         _ => call.args[0],

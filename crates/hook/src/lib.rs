@@ -12,7 +12,8 @@
 //! | `doubt` | bytes that look like a system call where no function is known |
 //! | `plan` | which bytes of a site are replaced |
 //! | `stub` | what a site jumps to |
-//! | `entry` | saving registers, asking the handlers, making the call (assembly) |
+//! | `frame`, `gate` | what lies on the stack while handlers run; whether and whom to ask |
+//! | `entry` | saving registers, asking the gate, making the call (assembly) |
 //! | `patch` | writing stubs and jumps into the process |
 //! | `install` | all of it, for the libraries there are and those that come |
 //! | `table` | which memory each system call uses |
@@ -23,6 +24,8 @@ mod code;
 mod coverage;
 mod doubt;
 mod entry;
+mod frame;
+mod gate;
 mod image;
 mod install;
 mod maps;

@@ -101,7 +101,7 @@ pub fn is_known(nr: usize) -> bool {
 }
 
 /// The numbers the table has rows for, and some beyond.
-const NUMBERS: usize = crate::entry::NUMBERS;
+const NUMBERS: usize = crate::call::NUMBERS;
 
 fn row_of(nr: usize) -> Option<&'static Row> {
     *BY_NUMBER.get(nr)?
