@@ -5,7 +5,7 @@
 //! `HOOK_MODE`: `count` (default), `slow` (the same, and takes its time before each `read`:
 //! counters 500 and 501 tell how often that began and ended), `clobber` (the same, and destroys every register it may), `idle` (installed, not
 //! active), `unwanted` (active, nobody wants a number), `off`.
-//! `HOOK_REPORT=1` prints what was found to standard error.
+//! `HOOK_REPORT=1` prints what was found to standard error, at the start and at the end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use userswap_hook::{Call, Decision, Handlers};
@@ -108,6 +108,16 @@ fn counters() -> &'static [AtomicU64] {
     }
 }
 
+extern "C" fn report() {
+    let found = userswap_hook::coverage();
+    eprintln!(
+        "counting: at the end {} libraries, {} rewritten, {} uncovered",
+        found.libraries.len(),
+        found.rewritten(),
+        found.uncovered().count()
+    );
+}
+
 extern "C" fn start() {
     let mode = std::env::var("HOOK_MODE").unwrap_or_default();
     if mode == "off" {
@@ -131,16 +141,19 @@ extern "C" fn start() {
         eprintln!("counting: installed in {:?}", began.elapsed());
         for library in &found.libraries {
             eprintln!(
-                "counting: {}: {} rewritten, {} native, {} dispatched, {} uncovered {:x?} {}",
+                "counting: {}: {} rewritten, {} native, {} uncovered {:x?} {}",
                 library.path.display(),
                 library.rewritten,
                 library.native,
-                library.dispatched.len(),
                 library.uncovered.len(),
                 library.uncovered,
                 library.unreadable.unwrap_or(""),
             );
         }
+    }
+    if std::env::var_os("HOOK_REPORT").is_some() {
+        // SAFETY: a function of ours, which stays loaded.
+        unsafe { libc::atexit(report) };
     }
     let own = own_range();
     if mode != "idle" {

@@ -11,8 +11,6 @@ pub struct Library {
     pub rewritten: usize,
     /// Sites that are left as they are on purpose: the return from signal handlers.
     pub native: usize,
-    /// Sites that are dispatched by a signal (slower), by address in the file's numbering.
-    pub dispatched: Vec<u64>,
     /// Sites whose calls nobody sees: no room for a jump, or bytes that look like a system call in code that could not be
     /// decoded. By address in the file's numbering.
     pub uncovered: Vec<u64>,
@@ -34,12 +32,6 @@ impl Coverage {
     #[must_use]
     pub fn rewritten(&self) -> usize {
         self.libraries.iter().map(|l| l.rewritten).sum()
-    }
-
-    /// Sites that are dispatched by a signal.
-    #[must_use]
-    pub fn dispatched(&self) -> usize {
-        self.libraries.iter().map(|l| l.dispatched.len()).sum()
     }
 
     /// File and address of each site whose calls nobody sees.

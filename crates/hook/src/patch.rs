@@ -7,6 +7,7 @@ use crate::{entry, plan};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 const PAGE: usize = 4096;
 /// How far a near jump reaches, less what the last stub and the site's neighbours take.
@@ -24,6 +25,9 @@ unsafe impl Sync for Arena {}
 static TAIL_ARENA: Arena = Arena(std::cell::UnsafeCell::new([0; ARENA]));
 /// How much of it is given out. Only grows; each piece belongs to whoever moved it.
 static ARENA_USED: AtomicUsize = AtomicUsize::new(0);
+
+/// Where stubs lie: start and end of each area.
+static AREAS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
 
 /// What became of a library's sites.
 pub(crate) struct Patched {
@@ -99,10 +103,29 @@ pub(crate) fn rewrite(
     if !finished {
         return all_failed();
     }
+    AREAS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((area, area + room));
     Patched {
         rewritten: sites.len() - failed.len(),
         failed,
     }
+}
+
+/// Whether the site jumps to a stub of ours already: its memory was made code a second time.
+pub(crate) fn is_rewritten(site: &Site, bias: u64) -> bool {
+    let at = site.island.unwrap_or(site.region.start).wrapping_add(bias) as usize;
+    // SAFETY: five bytes of a mapping that can be read; sites come from its segments.
+    let bytes: [u8; 5] = unsafe { (at as *const [u8; 5]).read_unaligned() };
+    let [0xe9, distance @ ..] = bytes else {
+        return false;
+    };
+    let target = (at + 5).wrapping_add_signed(i32::from_le_bytes(distance) as isize);
+    let areas = AREAS.lock().unwrap_or_else(PoisonError::into_inner);
+    areas
+        .iter()
+        .any(|&(start, end)| (start..end).contains(&target))
 }
 
 /// The bytes that go over a site; `None` where memory does not hold what the file does.

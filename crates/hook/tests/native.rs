@@ -125,3 +125,26 @@ fn code_without_unwind_information() {
     assert!(call.is_some());
     right_in_every_mode(&program);
 }
+
+/// Code that is made code a second time is known, and not rewritten or reported again.
+#[test]
+fn code_made_code_again() {
+    let program = build("again.c", &[]);
+    right_in_every_mode(&program);
+    let output = Command::new(&program)
+        .env("LD_PRELOAD", counting_library())
+        .env("HOOK_REPORT", "1")
+        .output()
+        .expect("runs");
+    assert_ok(&output, "report");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let at_start = text
+        .lines()
+        .filter(|l| l.contains(" rewritten, ") && l.contains(" native"))
+        .count();
+    assert!(
+        at_start >= 2 && text.contains(&format!("at the end {at_start} libraries")),
+        "{text}"
+    );
+    assert!(text.trim_end().ends_with(" 0 uncovered"), "{text}");
+}
