@@ -5,7 +5,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Regist
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// How far a short jump reaches, with room for its own length.
+/// How far a short jump reaches, with room for its own length and for what is moved around a site.
 const SHORT: u64 = 160;
 
 /// A function, decoded from its first byte to its last.
@@ -124,17 +124,39 @@ pub(crate) fn jumps_into(image: &Image<'_>, code: &[u8], base: u64, near: &[u64]
             found.insert(base + target as u64);
         }
     }
+    let starts = image.starts();
+    let mut next = 0;
     for &address in near {
-        for probe in [address.saturating_sub(SHORT), address + SHORT] {
-            if let Some(range) = image.function(probe)
-                && !range.contains(&address)
-                && let Some(function) = decode(image, &range)
-            {
-                found.extend(function.targets);
-            }
+        let first = starts.partition_point(|&start| start <= address.saturating_sub(SHORT));
+        // Each function once, though it is close to several sites.
+        next = next.max(first.saturating_sub(1));
+        while let Some(&start) = starts.get(next).filter(|&&start| start < address + SHORT) {
+            next += 1;
+            let Some(range) = image.function(start) else {
+                continue;
+            };
+            let wanted = |target: &u64| {
+                usize::try_from(target.wrapping_sub(base)).is_ok_and(|t| wanted.has(t))
+            };
+            found.extend(jumps_of(image, &range).filter(|t| !range.contains(t) && wanted(t)));
         }
     }
     found
+}
+
+/// Where the direct jumps of a function lead, as far as it can be decoded.
+fn jumps_of(image: &Image<'_>, range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
+    let mut targets = Vec::new();
+    let len = usize::try_from(range.end - range.start).unwrap_or(0);
+    if let Some(bytes) = image.bytes_at(range.start).and_then(|b| b.get(..len)) {
+        let mut decoder = Decoder::with_ip(64, bytes, range.start, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            targets.extend(branch_target(&instruction));
+        }
+    }
+    targets.into_iter()
 }
 
 /// Where a direct jump or call leads.

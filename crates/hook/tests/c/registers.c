@@ -64,6 +64,9 @@ FUNCTION(relative, "mov number(%rip), %eax\nsyscall\nret\nnop\nnop\nnop\n.p2alig
 FUNCTION(carry, "stc\nmov $110, %eax\nsyscall\njc 1f\nmov $-1, %rax\n1: ret\n")
 /* Two bytes, entered from elsewhere on both sides: no room for a long jump; padding lies behind. */
 FUNCTION(cramped, "mov $110, %eax\nmov $1, %r8d\n1: syscall\n2: ret\n3: dec %r8d\njz 1b\njmp 2b\n.p2align 5\n")
+/* Entered from the function behind it, by a short jump. */
+FUNCTION(stepped_into, "mov $110, %eax\n.Lstep: syscall\nmov %rax, %rdx\nmov %rdx, %rax\nret\n")
+FUNCTION(steps, "mov $110, %eax\njmp .Lstep\n")
 int number = 110;
 
 int main(void) {
@@ -87,7 +90,7 @@ int main(void) {
             if (in.mxcsr != out.mxcsr || in.x87 != out.x87 || in.st0 != out.st0) return 5;
         }
     long parent = getppid();
-    long (*shapes[])(void) = {plain, number_earlier, jumped_to, loops, relative, carry, cramped};
+    long (*shapes[])(void) = {plain, number_earlier, jumped_to, loops, relative, carry, cramped, stepped_into, steps};
     for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int n = 0; n < 10; n++)
             if (shapes[i]() != parent) return 10 + i;
