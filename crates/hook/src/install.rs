@@ -12,7 +12,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Why the hook could not be installed. Nothing has been changed then.
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +36,36 @@ pub enum Error {
     Maps(rustix::io::Errno),
 }
 
-/// What was done so far. Held while code is rewritten, with signals blocked.
-static DONE: Mutex<Coverage> = Mutex::new(Coverage {
-    libraries: Vec::new(),
-    generated: 0,
-});
+/// What was done so far.
+#[derive(Default)]
+struct Done {
+    coverage: Coverage,
+    /// Where stubs lie.
+    stubs: Vec<Range<usize>>,
+}
+
+/// The lock is held while code is rewritten, with signals blocked. A process copy that was made meanwhile by another thread
+/// gets a new one: nobody there will ever give the old one back.
+static DONE: AtomicPtr<Mutex<Done>> = AtomicPtr::new(std::ptr::null_mut());
+
+fn new_done() -> *mut Mutex<Done> {
+    Box::into_raw(Box::default())
+}
+
+fn done() -> MutexGuard<'static, Done> {
+    // SAFETY: set by `install` before anybody comes here, to memory that is never freed.
+    let lock = unsafe { &*DONE.load(Ordering::Acquire) };
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// In the copy of a process, before anything else runs there.
+extern "C" fn in_copy() {
+    // SAFETY: as in `done`.
+    let lock = unsafe { &*DONE.load(Ordering::Acquire) };
+    if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+        DONE.store(new_done(), Ordering::Release);
+    }
+}
 
 /// Rewrites the system calls of every library and of the program, so that `handlers` see them once [`set_active`] turns that on.
 ///
@@ -64,13 +90,17 @@ pub fn install(handlers: &'static dyn Handlers) -> Result<Coverage, Error> {
         return Err(Error::Twice);
     }
     gate::want(|nr| handlers.wants(nr));
+    DONE.store(new_done(), Ordering::Release);
+    // SAFETY: a function that uses only a static. Without room for it, copies of this process may wait for ever when they
+    // load libraries; nothing else depends on it.
+    unsafe { libc::pthread_atfork(None, None, Some(in_copy)) };
     without_signals(|| {
-        let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = done();
         let own = own_inode(&maps);
         for mapping in maps.iter().filter(|m| m.executable) {
             take_in(mapping, own, &mut done);
         }
-        Ok(done.clone())
+        Ok(done.coverage.clone())
     })
 }
 
@@ -86,7 +116,10 @@ pub fn set_active(active: bool) {
 #[must_use]
 pub fn coverage() -> Coverage {
     let _bypass = Bypass::new();
-    DONE.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    if DONE.load(Ordering::Acquire).is_null() {
+        return Coverage::default();
+    }
+    done().coverage.clone()
 }
 
 /// What a file holds, without changing anything: for looking at a program before it is started.
@@ -132,7 +165,7 @@ fn code_came(call: &Call, result: isize) {
     let _bypass = Bypass::new();
     without_signals(|| {
         let Ok(maps) = maps::read() else { return };
-        let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = done();
         let own = own_inode(&maps);
         for mapping in maps
             .iter()
@@ -156,11 +189,11 @@ fn own_inode(maps: &[Mapping]) -> u64 {
 }
 
 /// Looks at one mapping, and rewrites it.
-fn take_in(mapping: &Mapping, own: u64, done: &mut Coverage) {
+fn take_in(mapping: &Mapping, own: u64, done: &mut Done) {
     if mapping.inode == 0 {
         // Brackets name what the kernel provides.
         if !mapping.path.to_string_lossy().starts_with('[') {
-            done.generated += mapping.range.len();
+            done.coverage.generated += mapping.range.len();
         }
         return;
     }
@@ -171,18 +204,22 @@ fn take_in(mapping: &Mapping, own: u64, done: &mut Coverage) {
         path: mapping.path.clone(),
         ..Library::default()
     };
-    match rewrite(mapping, &mut library) {
+    match rewrite(mapping, &mut library, &mut done.stubs) {
         Ok(()) => {}
         Err(why) => library.unreadable = Some(why),
     }
     if library.rewritten + library.native + library.uncovered.len() > 0
         || library.unreadable.is_some()
     {
-        done.libraries.push(library);
+        done.coverage.libraries.push(library);
     }
 }
 
-fn rewrite(mapping: &Mapping, library: &mut Library) -> Result<(), &'static str> {
+fn rewrite(
+    mapping: &Mapping,
+    library: &mut Library,
+    stubs: &mut Vec<Range<usize>>,
+) -> Result<(), &'static str> {
     let file = MappedFile::open(&mapping.path).map_err(|_| "the file cannot be opened any more")?;
     if file.inode != mapping.inode {
         return Err("the file was replaced since it was mapped");
@@ -210,12 +247,16 @@ fn rewrite(mapping: &Mapping, library: &mut Library) -> Result<(), &'static str>
             ..Plan::default()
         }
     };
-    if sites.iter().all(|site| patch::is_rewritten(site, bias)) {
+    if sites
+        .iter()
+        .all(|site| patch::is_rewritten(site, bias, stubs))
+    {
         *library = Library::default();
         return Ok(());
     }
     let bytes = |address: u64, len: usize| image.bytes_at(address)?.get(..len).map(<[u8]>::to_vec);
     let patched = patch::rewrite(mapping, bias, &sites, &bytes);
+    stubs.extend(patched.stubs);
     library.rewritten += patched.rewritten;
     library.uncovered.extend(patched.failed);
     Ok(())
@@ -282,5 +323,23 @@ impl Drop for MappedFile {
     fn drop(&mut self) {
         // SAFETY: our own mapping, to which no reference is left.
         let _ = unsafe { rustix::mm::munmap(self.at, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The copy of a process does not wait for a thread that it does not have.
+    #[test]
+    fn copy_made_while_code_is_rewritten() {
+        DONE.store(new_done(), Ordering::Release);
+        in_copy();
+        let held = done();
+        let before = DONE.load(Ordering::Acquire);
+        in_copy();
+        assert_ne!(DONE.load(Ordering::Acquire), before);
+        drop(done());
+        drop(held);
     }
 }

@@ -6,8 +6,8 @@ use crate::stub::{self, HEAD, MAX_STUB, Place, TAIL, TAILS};
 use crate::{entry, plan};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 const PAGE: usize = 4096;
 /// How far a near jump reaches, less what the last stub and the site's neighbours take.
@@ -26,12 +26,11 @@ static TAIL_ARENA: Arena = Arena(std::cell::UnsafeCell::new([0; ARENA]));
 /// How much of it is given out. Only grows; each piece belongs to whoever moved it.
 static ARENA_USED: AtomicUsize = AtomicUsize::new(0);
 
-/// Where stubs lie: start and end of each area.
-static AREAS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
-
 /// What became of a library's sites.
 pub(crate) struct Patched {
     pub(crate) rewritten: usize,
+    /// Where the stubs lie, if anywhere.
+    pub(crate) stubs: Option<Range<usize>>,
     /// Sites that could not be: no place near enough, or the memory is not what the file says.
     pub(crate) failed: Vec<u64>,
 }
@@ -47,6 +46,7 @@ pub(crate) fn rewrite(
 ) -> Patched {
     let all_failed = || Patched {
         rewritten: 0,
+        stubs: None,
         failed: sites.iter().map(|s| s.address).collect(),
     };
     let room = (HEAD + sites.len() * MAX_STUB).next_multiple_of(PAGE);
@@ -103,18 +103,15 @@ pub(crate) fn rewrite(
     if !finished {
         return all_failed();
     }
-    AREAS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push((area, area + room));
     Patched {
         rewritten: sites.len() - failed.len(),
+        stubs: Some(area..area + room),
         failed,
     }
 }
 
 /// Whether the site jumps to a stub of ours already: its memory was made code a second time.
-pub(crate) fn is_rewritten(site: &Site, bias: u64) -> bool {
+pub(crate) fn is_rewritten(site: &Site, bias: u64, stubs: &[Range<usize>]) -> bool {
     let at = site.island.unwrap_or(site.region.start).wrapping_add(bias) as usize;
     // SAFETY: five bytes of a mapping that can be read; sites come from its segments.
     let bytes: [u8; 5] = unsafe { (at as *const [u8; 5]).read_unaligned() };
@@ -122,10 +119,7 @@ pub(crate) fn is_rewritten(site: &Site, bias: u64) -> bool {
         return false;
     };
     let target = (at + 5).wrapping_add_signed(i32::from_le_bytes(distance) as isize);
-    let areas = AREAS.lock().unwrap_or_else(PoisonError::into_inner);
-    areas
-        .iter()
-        .any(|&(start, end)| (start..end).contains(&target))
+    stubs.iter().any(|area| area.contains(&target))
 }
 
 /// The bytes that go over a site; `None` where memory does not hold what the file does.
