@@ -24,6 +24,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a program under a memory limit: what is cold in its memory is compressed
+    Run(RunArgs),
     /// Hunt for lost updates: many threads add to every page while everything is paged out without pause
     Stress(StressArgs),
     /// Try every order of the protocol's steps: shortest schedules that lose data, or that there are none
@@ -153,6 +155,48 @@ pub(crate) enum Order {
     Seq,
     /// A random permutation of the whole region
     Random,
+}
+
+/// A memory limit, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LimitArg {
+    /// What the cgroup allows, less a tenth
+    Auto,
+    /// Bytes
+    Bytes(u64),
+}
+
+fn parse_limit(text: &str) -> Result<LimitArg, String> {
+    match text {
+        "auto" => Ok(LimitArg::Auto),
+        size => parse_size(size).map(LimitArg::Bytes),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The most memory that the program and all it starts may have together, compressed memory included; auto: what
+    /// the cgroup allows, less a tenth
+    #[arg(long, value_name = "SIZE|auto", default_value = "auto", value_parser = parse_limit)]
+    pub(crate) limit: LimitArg,
+    /// Where pages go
+    #[arg(long, value_name = "DEV", default_value = "zram", value_parser = check_device)]
+    pub(crate) device: String,
+    /// How faults are handled: thread where the host permits it, else inline
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) faults: FaultsArg,
+    /// Write statistics here: one JSON object for each process that ends
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<std::path::PathBuf>,
+    /// Kill the program, with a message, rather than let it go over the limit
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Say at the end what was done, on one line
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -328,6 +372,10 @@ pub(crate) struct DoctorArgs {
 fn parse_device(text: &str) -> Result<DeviceSpec, String> {
     text.parse()
         .map_err(|error: userswap::Error| error.to_string())
+}
+
+fn check_device(text: &str) -> Result<String, String> {
+    parse_device(text).map(|_| text.to_owned())
 }
 
 fn parse_fault_around(text: &str) -> Result<FaultAround, String> {

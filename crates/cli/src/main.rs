@@ -1,4 +1,4 @@
-//! The `userswap` command: show the race, stress the engine, measure it, say what works on this host.
+//! The `userswap` command: run a program under a limit, show the race, stress the engine, measure it, say what works.
 
 mod args;
 mod bench;
@@ -13,6 +13,7 @@ mod progress;
 mod race;
 mod random;
 mod report;
+mod run;
 mod size;
 #[cfg(test)]
 #[path = "../tests/support/skip.rs"]
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return exit::explain_usage(&error),
     };
+    if let Command::Run(args) = &cli.command {
+        return run::run(args).unwrap_or_else(|error| exit::explain(&error));
+    }
     match run(&cli.command) {
         Ok(status) => status.into(),
         Err(error) => exit::explain(&error),
@@ -52,5 +56,6 @@ fn run(command: &Command) -> anyhow::Result<Status> {
         } => bench::fault(args),
         Command::Race(args) => race::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Run(_) => unreachable!("it exits as its program does"),
     }
 }

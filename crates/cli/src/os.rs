@@ -47,6 +47,12 @@ pub(crate) fn on_signal(signal: c_int, handler: extern "C" fn(c_int)) -> io::Res
     })
 }
 
+/// Sends a signal to a process, from a signal handler.
+pub(crate) fn send_signal(process: c_int, signal: c_int) {
+    // SAFETY: kill is async-signal-safe and touches no memory. Refused where the process is gone: nobody misses it.
+    unsafe { libc::kill(process, signal) };
+}
+
 /// Ends the process at once, from a signal handler.
 pub(crate) fn exit_now(status: c_int) -> ! {
     // SAFETY: _exit runs no destructors and is async-signal-safe.

@@ -117,6 +117,9 @@ pub(crate) struct Chunk {
 pub struct PageTable {
     words: Box<[AtomicU64]>,
     chunks: Box<[Mutex<Chunk>]>,
+    /// One bit a chunk: clear only where no word of the chunk says present. Set and cleared under the chunk's
+    /// lock; read without it, as a hint where there is something to swap out.
+    occupied: Box<[AtomicU64]>,
 }
 
 /// A locked chunk: its words may be changed.
@@ -135,6 +138,7 @@ impl PageTable {
             chunks: (0..pages.div_ceil(CHUNK_PAGES))
                 .map(|_| Mutex::default())
                 .collect(),
+            occupied: zeroed_u64(pages.div_ceil(CHUNK_PAGES * 64)),
         }
     }
 
@@ -153,7 +157,7 @@ impl PageTable {
     /// Bytes the table takes when every word is in use.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.words) + size_of_val(&*self.chunks)
+        size_of_val(&*self.words) + size_of_val(&*self.chunks) + size_of_val(&*self.occupied)
     }
 
     /// The word of `page`, without the lock: a hint.
@@ -168,6 +172,31 @@ impl PageTable {
             table: self,
             first: chunk * CHUNK_PAGES,
             state: self.chunks[chunk].lock(),
+        }
+    }
+
+    /// The first chunk from `from` on that may have a present page. A hint.
+    #[must_use]
+    pub fn next_occupied(&self, from: usize) -> Option<usize> {
+        let mut mask = u64::MAX << (from % 64);
+        for at in from / 64..self.occupied.len() {
+            // Relaxed: a chunk missed now is found on the next round.
+            let bits = self.occupied[at].load(Ordering::Relaxed) & mask;
+            if bits != 0 {
+                return Some(at * 64 + bits.trailing_zeros() as usize);
+            }
+            mask = u64::MAX;
+        }
+        None
+    }
+
+    /// Lets [`PageTable::next_occupied`] pass over `chunk` if no page of it is present.
+    pub fn note_empty(&self, chunk: usize) {
+        let locked = self.lock(chunk);
+        let mask = self.chunk_mask(chunk);
+        let is_present = |i| locked.get(i).state() == PteState::Present;
+        if !crate::mask::indices(mask).any(is_present) {
+            self.occupied[chunk / 64].fetch_and(!(1 << (chunk % 64)), Ordering::Relaxed);
         }
     }
 
@@ -195,6 +224,14 @@ impl LockedChunk<'_> {
     }
 
     pub(crate) fn set(&mut self, index: usize, pte: Pte) {
+        if pte.state() == PteState::Present {
+            let chunk = self.first / CHUNK_PAGES;
+            let (bits, bit) = (&self.table.occupied[chunk / 64], 1 << (chunk % 64));
+            // Relaxed: bits of this chunk change under its lock; looked at first, since mostly it is set.
+            if bits.load(Ordering::Relaxed) & bit == 0 {
+                bits.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
         // Release: for the lockless `load`.
         self.table.words[self.first + index].store(pte.0, Ordering::Release);
     }
@@ -232,6 +269,25 @@ mod tests {
         let full = (0..PINS).fold(Pte::PRESENT, |pte, _| pte.pinned().expect("room"));
         assert_eq!(full.pins(), PINS);
         assert!(full.pinned().is_none());
+    }
+
+    #[test]
+    fn occupied_chunks_are_found_and_empty_ones_passed_over() {
+        let table = PageTable::new(200 * CHUNK_PAGES);
+        assert_eq!(table.next_occupied(0), None);
+        for chunk in [3, 64, 199] {
+            table.lock(chunk).set(7, Pte::PRESENT);
+        }
+        let found = |from| table.next_occupied(from);
+        assert_eq!(
+            (found(0), found(3), found(4), found(65), found(199)),
+            (Some(3), Some(3), Some(64), Some(199), Some(199))
+        );
+        table.note_empty(64);
+        assert_eq!(found(4), Some(64), "it is not empty");
+        table.lock(64).set(7, Pte::NONE);
+        table.note_empty(64);
+        assert_eq!((found(4), found(200)), (Some(199), None));
     }
 
     #[test]

@@ -48,6 +48,24 @@ impl<F: Frames> Swap<F> {
         locked.set(index, pte.unpinned());
     }
 
+    /// The reclaimer shall pass over those pages of `chunk` in `mask` that are present, `skips` times (at
+    /// most 15).
+    pub fn leave_alone<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        mask: u64,
+        skips: u64,
+    ) {
+        let mut locked = mm.table.lock(chunk);
+        for index in crate::mask::indices(mask & mm.table.chunk_mask(chunk)) {
+            let pte = locked.get(index);
+            if pte.state() == PteState::Present {
+                locked.set(index, pte.with_skips(skips));
+            }
+        }
+    }
+
     /// Lets the reclaimer pass over the pages of `chunk` whose last write did not save memory: returns
     /// the pages of `mask` it may take, and counts one pass off for the others.
     pub fn pass_over<S: AddressSpace<Frames = F>>(

@@ -5,7 +5,7 @@
 //! that one byte written takes one page and the counts we keep of resident pages are true.
 
 use std::mem::{align_of, needs_drop, size_of};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::ptr::{NonNull, null_mut, slice_from_raw_parts_mut};
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use userswap_core::device::{DeviceError, PAGE_SIZE};
+use userswap_sys::own;
 
 /// An anonymous, private mapping that takes no memory until it is written.
 #[derive(Debug)]
@@ -50,7 +51,14 @@ impl Mapping {
             let _ = unsafe { mm::madvise(base, len, advice) };
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or(refused(Errno::NOMEM))?;
-        Ok(Self { base, len })
+        let mapping = Self { base, len };
+        own::note(&mapping.addresses());
+        Ok(mapping)
+    }
+
+    fn addresses(&self) -> Range<usize> {
+        let start = self.base.as_ptr() as usize;
+        start..start + self.len
     }
 
     /// Bytes reserved.
@@ -135,6 +143,7 @@ pub(crate) fn refused(errno: Errno) -> DeviceError {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        own::forget(&self.addresses());
         // SAFETY: the range is ours and nothing borrows from it any more. Unmapping a range that
         // was mapped as one cannot fail in a way we could act upon.
         let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };

@@ -9,7 +9,7 @@ use userswap_core::{Swap, Way};
 use userswap_device::{Ram, Zram, ZramOptions};
 use userswap_sys::signals::Blocked;
 use userswap_sys::uffd::{Open, OpenError, Uffd};
-use userswap_sys::{cpu, host, own};
+use userswap_sys::{cpu, host};
 
 use crate::Error;
 use crate::budget::Budget;
@@ -20,7 +20,7 @@ use crate::moving::Moving;
 use crate::reclaim::{Hand, Inactive};
 use crate::region::Region;
 use crate::registry;
-use crate::shared::{Bell, Shared};
+use crate::shared::{Bell, Shared, StartLine};
 use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode};
 use crate::stats::{Counters, Stats};
 use crate::thread;
@@ -45,6 +45,7 @@ pub struct EngineBuilder {
     faults: FaultMode,
     way: Way,
     fault_around: FaultAround,
+    strict: bool,
     #[cfg(feature = "break-rules")]
     rules: userswap_core::rule::Rules,
 }
@@ -99,6 +100,13 @@ impl EngineBuilder {
     /// How many pages a fault brings in.
     pub fn fault_around(mut self, fault_around: FaultAround) -> Self {
         self.fault_around = fault_around;
+        self
+    }
+
+    /// Whether a process whose memory cannot be kept within the limit is killed, with a message, instead of
+    /// going over it. Default: no.
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
         self
     }
 
@@ -168,6 +176,7 @@ impl EngineBuilder {
             counters: Counters::new(),
             mode,
             fault_around: self.fault_around,
+            strict: self.strict,
             uffd: Arc::new(uffd),
             // Room for all: a push never allocates while a fault waits for the lock.
             regions: RwLock::new(Vec::with_capacity(registry::ROWS)),
@@ -186,6 +195,7 @@ impl EngineBuilder {
             },
             swapoff: Mutex::new(()),
             moving: Moving::new(),
+            start: StartLine::new(!process),
             inline_for_now: AtomicBool::new(false),
         });
         let handlers = (mode == FaultMode::Thread)
@@ -199,7 +209,7 @@ impl EngineBuilder {
         let crew = Crew::start(&shared)?;
         Ok(Owner {
             shared,
-            _handlers: handlers,
+            handlers,
             _crew: crew,
             reclaimer,
         })
@@ -301,7 +311,7 @@ pub(crate) fn start_reclaimer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, Er
         "userswap-out".into(),
         "start the reclaimer thread",
         move || {
-            own::note_thread();
+            shared.start.pass();
             shared.run_reclaimer();
         },
     )
@@ -327,9 +337,19 @@ pub(crate) fn check_size(what: &'static str, bytes: u64) -> Result<(), Error> {
 /// Keeps an engine's threads running while somebody uses it: the engine's handle, or a region.
 pub(crate) struct Owner {
     pub(crate) shared: Arc<Shared>,
-    _handlers: Option<Handlers>,
+    handlers: Option<Handlers>,
     _crew: Crew,
     reclaimer: Option<JoinHandle<()>>,
+}
+
+impl Owner {
+    /// Waits until the engine's threads run, and lets them begin.
+    pub(crate) fn start_together(&self) {
+        let handlers = self.handlers.as_ref().map_or(0, Handlers::count);
+        let reclaimers = usize::from(self.reclaimer.is_some());
+        self.shared.start.wait_for((handlers + reclaimers) as u32);
+        self.shared.start.open();
+    }
 }
 
 impl Drop for Owner {
@@ -369,6 +389,7 @@ impl Engine {
             faults: FaultMode::Auto,
             way: Way::Direct,
             fault_around: FaultAround::Adaptive,
+            strict: false,
             #[cfg(feature = "break-rules")]
             rules: userswap_core::rule::Rules::ALL_KEPT,
         }

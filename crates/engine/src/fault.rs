@@ -8,7 +8,7 @@ use userswap_core::device::PAGE_SIZE;
 use userswap_core::space::SpaceError;
 use userswap_sys::signals::{self, Fault, Verdict, stderr_line};
 use userswap_sys::uffd::{Doorbell, Event, Outcome, PageFault, RawEvent};
-use userswap_sys::{Errno, cpu, inject, own};
+use userswap_sys::{Errno, cpu, inject};
 
 use crate::Error;
 use crate::moving::Admitted;
@@ -156,7 +156,7 @@ impl Handlers {
                 format!("userswap-{cpu}"),
                 "start a fault handler thread",
                 move || {
-                    own::note_thread();
+                    shared.start.pass();
                     // A CPU that cannot be had only costs speed.
                     let _ = cpu::pin_to(cpu);
                     handle(&shared, &bell);
@@ -165,6 +165,13 @@ impl Handlers {
             handlers.threads.push(thread);
         }
         Ok(handlers)
+    }
+}
+
+impl Handlers {
+    /// How many threads they are.
+    pub(crate) fn count(&self) -> usize {
+        self.threads.len()
     }
 }
 

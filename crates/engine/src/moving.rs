@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use userswap_core::{Gate, Pass};
-use userswap_sys::cpu;
+use userswap_sys::{cpu, own};
 
 /// Faults that can be put off at once: as many as threads can fault.
 const MOST_PUT_OFF: usize = 4096;
@@ -33,7 +33,7 @@ pub(crate) struct Moving {
 pub(crate) enum Admitted<'a> {
     /// Move pages until this is dropped.
     Inside(#[expect(dead_code, reason = "kept for its drop")] Pass<'a>),
-    /// Move pages: the change waits for this very fault.
+    /// Move pages: the change waits for this very fault, that of its own thread or of a thread inside.
     ForCloser,
     /// Nothing: it is put off, and woken when the change is done.
     PutOff,
@@ -79,7 +79,8 @@ impl Moving {
                 return Admitted::Inside(pass);
             }
             // Relaxed: the closer's own fault comes after its store; nobody else has its number.
-            if self.closer.load(Ordering::Relaxed) == thread {
+            // Nor do threads of ours touch what they have locked.
+            if self.closer.load(Ordering::Relaxed) == thread || own::is_thread(thread) {
                 return Admitted::ForCloser;
             }
             let mut put_off = self.put_off();

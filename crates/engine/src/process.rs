@@ -59,6 +59,7 @@ impl Process {
     /// As for [`EngineBuilder::build`].
     pub fn start(builder: EngineBuilder) -> Result<&'static Self, Error> {
         let owner: Arc<Owner> = builder.build_for_process()?;
+        owner.start_together();
         let shared = Arc::clone(&owner.shared);
         // Its threads run until the process ends.
         std::mem::forget(owner);
@@ -281,6 +282,7 @@ impl Process {
 
     fn become_child(&self) -> Result<(), Error> {
         let shared = &*self.shared;
+        own::forget_threads();
         shared.inline_for_now.store(true, Ordering::Relaxed);
         open_faults_again(&shared.uffd, FaultMode::Inline)?;
         shared.swap.frames().become_child()?;
@@ -304,17 +306,26 @@ impl Process {
         }
         let _blocked = Blocked::new();
         shared.reclaimer.reset();
+        shared.start.close();
         drop(start_reclaimer(shared)?);
+        let mut threads = 1;
+        if shared.mode == FaultMode::Thread {
+            let handlers = Handlers::start(shared)?;
+            threads += handlers.count() as u32;
+            std::mem::forget(handlers);
+        }
+        // Until they all run, each resolves its own faults.
+        shared.start.wait_for(threads);
+        let mut opened = Ok(());
         if shared.mode == FaultMode::Thread {
             let change = shared.moving.close();
-            let opened = open_faults_again(&shared.uffd, FaultMode::Thread)
+            opened = open_faults_again(&shared.uffd, FaultMode::Thread)
                 .and_then(|()| self.register_all());
             self.end(change);
-            opened?;
-            std::mem::forget(Handlers::start(shared)?);
         }
         shared.inline_for_now.store(false, Ordering::Relaxed);
-        Ok(())
+        shared.start.open();
+        opened
     }
 
     /// Registers every range taken on with a userfaultfd that has just been opened.

@@ -126,6 +126,13 @@ impl Shared {
                 Step::Nothing => break,
             }
         }
+        if self.strict {
+            let limit = self.budget.limit().unwrap_or(u64::MAX);
+            stderr_line(format_args!(
+                "userswap: the limit of {limit} bytes cannot be held, and is strict: ending the process"
+            ));
+            userswap_sys::kill_process();
+        }
         let first = self.budget.exceed(self.used_bytes());
         self.budget.force(pages);
         if first {
@@ -202,10 +209,21 @@ impl Shared {
             };
             let present = self.swap.present(&region.mm, chunk);
             if present == 0 {
+                region.mm.table.note_empty(chunk);
                 continue;
             }
             let wanted = self.swap.pass_over(&region.mm, chunk, present);
-            match self.stage(region, chunk, wanted) {
+            if wanted == 0 {
+                continue;
+            }
+            let staged = self.stage(region, chunk, wanted);
+            // What would not go (the system uses it, or shares it with a forked child until one of them
+            // writes) is not asked again at once.
+            let refused = wanted & self.swap.present(&region.mm, chunk);
+            if refused != 0 && staged != Err(StageError::AreaFull) {
+                self.swap.leave_alone(&region.mm, chunk, refused, SKIPS);
+            }
+            match staged {
                 Ok(_) => return true,
                 Err(StageError::NothingToDo) => {}
                 Err(StageError::AreaFull | StageError::NoFrames) => return false,
@@ -220,20 +238,22 @@ impl Shared {
         regions: &'a [Arc<RegionMemory>],
     ) -> Option<(&'a Arc<RegionMemory>, usize)> {
         let mut hand = self.hand.lock().unwrap_or_else(PoisonError::into_inner);
-        if hand.region >= regions.len() {
-            *hand = Hand::default();
-        }
-        let region = regions.get(hand.region)?;
-        let chunk = hand.chunk;
-        hand.chunk += 1;
-        if hand.chunk >= region.mm.table.chunks() {
+        // Every region once, and the first one from its start.
+        for _ in 0..=regions.len() {
+            if hand.region >= regions.len() {
+                *hand = Hand::default();
+            }
+            let region = regions.get(hand.region)?;
+            if let Some(chunk) = region.mm.table.next_occupied(hand.chunk) {
+                hand.chunk = chunk + 1;
+                return Some((region, chunk));
+            }
             *hand = Hand {
                 region: hand.region + 1,
                 chunk: 0,
             };
         }
-        // A region with fewer chunks may have taken the place of a longer one.
-        Some((region, chunk.min(region.mm.table.chunks() - 1)))
+        None
     }
 
     /// Stages pages of a chunk onto the inactive list.

@@ -7,9 +7,9 @@ use userswap_core::device::PAGE_SIZE;
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_core::space::SpaceError;
 use userswap_core::{Access, FaultError, Gate, Mm, Swap};
-use userswap_sys::futex;
 use userswap_sys::timing::now_ns;
 use userswap_sys::uffd::Uffd;
+use userswap_sys::{futex, own};
 
 use crate::budget::{Budget, Level};
 use crate::crew::HelpWanted;
@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) mode: FaultMode,
     pub(crate) fault_around: FaultAround,
+    /// The limit is not to be exceeded, whatever it costs.
+    pub(crate) strict: bool,
     /// The userfaultfd of regions.
     pub(crate) uffd: Arc<Uffd>,
     pub(crate) regions: RwLock<Vec<Arc<RegionMemory>>>,
@@ -69,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) swapoff: Mutex<()>,
     /// Keeps changes of the program's own mappings away from those who move its pages.
     pub(crate) moving: Moving,
+    /// Where threads of an engine over a whole process wait until all have started.
+    pub(crate) start: StartLine,
     /// In a child of fork, until its handler threads run: faults are resolved in the thread that meets
     /// them, whatever the mode.
     pub(crate) inline_for_now: AtomicBool,
@@ -121,6 +125,57 @@ impl Bell {
                 Err(silent) => futex::wait(&self.0, silent),
             }
         }
+    }
+}
+
+/// Where the engine's threads wait until all of them run, and nothing they needed to start is in memory that they
+/// would have to bring in themselves: libc gives each a piece of the program's heap.
+#[derive(Debug)]
+pub(crate) struct StartLine {
+    arrived: AtomicU32,
+    open: AtomicU32,
+}
+
+impl StartLine {
+    /// `open`: threads need not wait.
+    pub(crate) fn new(open: bool) -> Self {
+        Self {
+            arrived: AtomicU32::new(0),
+            open: AtomicU32::new(u32::from(open)),
+        }
+    }
+
+    /// Called by each thread of the engine first of all.
+    pub(crate) fn pass(&self) {
+        own::note_thread();
+        self.arrived.fetch_add(1, Ordering::Release);
+        futex::wake_all(&self.arrived);
+        while self.open.load(Ordering::Acquire) == 0 {
+            futex::wait(&self.open, 0);
+        }
+    }
+
+    /// Waits until `threads` have arrived.
+    pub(crate) fn wait_for(&self, threads: u32) {
+        loop {
+            let arrived = self.arrived.load(Ordering::Acquire);
+            if arrived >= threads {
+                return;
+            }
+            futex::wait(&self.arrived, arrived);
+        }
+    }
+
+    /// Lets those who wait go, and those who come.
+    pub(crate) fn open(&self) {
+        self.open.store(1, Ordering::Release);
+        futex::wake_all(&self.open);
+    }
+
+    /// In a child of fork: nobody has arrived.
+    pub(crate) fn close(&self) {
+        self.arrived.store(0, Ordering::Relaxed);
+        self.open.store(0, Ordering::Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@
 //! first, and is valid from the moment its start is there; it goes in the opposite order.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use crate::PAGE_SIZE;
 
@@ -25,6 +25,9 @@ static TABLE: [Row; ROWS] = [const {
         end: AtomicUsize::new(0),
     }
 }; ROWS];
+
+/// The numbers of threads of ours; 0: a free place.
+static THREADS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
 static LOST: AtomicBool = AtomicBool::new(false);
 
@@ -61,6 +64,13 @@ pub fn forget(range: &Range<usize>) {
 /// Notes what the calling thread, one of ours, needs to run: the memory its stack is in, and its table of thread-local
 /// variables, which libc keeps in the program's heap.
 pub fn note_thread() {
+    let me = crate::cpu::thread();
+    // A number that finds no place only loses `is_thread`.
+    THREADS.iter().find(|place| {
+        place
+            .compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    });
     let on_stack = 0u8;
     let stack = std::ptr::from_ref(&on_stack) as usize;
     note(&(stack..stack + 1));
@@ -74,6 +84,21 @@ pub fn note_thread() {
         }
         // One entry lies before the address; a table of 200 modules is shorter than a page.
         note(&(dtv - 16..dtv + PAGE_SIZE));
+    }
+}
+
+/// Whether `thread` is one that was noted.
+pub fn is_thread(thread: u32) -> bool {
+    thread != 0
+        && THREADS
+            .iter()
+            .any(|place| place.load(Ordering::Relaxed) == thread)
+}
+
+/// In a child of fork: the parent's threads are not there.
+pub fn forget_threads() {
+    for place in &THREADS {
+        place.store(0, Ordering::Relaxed);
     }
 }
 

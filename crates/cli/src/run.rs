@@ -1,0 +1,256 @@
+//! `userswap run`: a program under a memory limit. The library that does the work is loaded into the program and
+//! all it starts; this process waits, passes signals on, and sums up.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::fs::MemfdFlags;
+use userswap_preload::config::names;
+use userswap_preload::tree::Tree;
+
+use crate::args::{FaultsArg, LimitArg, RunArgs};
+use crate::os;
+
+/// The file name of the library.
+const LIBRARY: &str = "libuserswap_preload.so";
+
+/// How often the program is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// In how many looks processes that were killed are taken out of the sum.
+const LOOKS_A_SWEEP: u32 = 20;
+
+/// Less than this does not hold what a program needs to run at all, in bytes.
+const LEAST_LIMIT: u64 = 16 << 20;
+
+/// Runs the program to its end; exits as it does.
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let limit = limit(args.limit)?;
+    check_faults(args.faults)?;
+    let library = library()?;
+    let program = &args.program[0];
+    if let Some(path) = on_path(program) {
+        warn_if_static(&path);
+    }
+    let tree_file = memory_file("userswap-tree")?;
+    let tree = Tree::create(&tree_file).context("cannot make the table of processes")?;
+    let (_stats_file, stats_path) = match &args.stats {
+        Some(path) => {
+            let file = File::create(path)
+                .with_context(|| format!("cannot write statistics to {}", path.display()))?;
+            (file, std::path::absolute(path)?)
+        }
+        None => {
+            let file = memory_file("userswap-stats")?;
+            let path = path_of(&file);
+            (file, path)
+        }
+    };
+    let mut preload = library.into_os_string();
+    if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+        preload.push(":");
+        preload.push(others);
+    }
+    let mut command = Command::new(program);
+    command
+        .args(&args.program[1..])
+        .env("LD_PRELOAD", preload)
+        .env(names::LIMIT, limit.to_string())
+        .env(names::DEVICE, &args.device)
+        .env(names::TREE, path_of(&tree_file))
+        .env(names::STATS, &stats_path)
+        .env(names::STRICT, if args.strict { "1" } else { "0" });
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            // As shells do.
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            eprintln!("userswap: cannot run {}: {error}", program.display());
+            return Ok(ExitCode::from(if missing { 127 } else { 126 }));
+        }
+    };
+    let (status, most) = wait(&mut child, &tree)?;
+    if args.verbose {
+        let lines = std::fs::read_to_string(&stats_path)
+            .with_context(|| format!("cannot read {}", stats_path.display()))?;
+        sum_up(&lines, limit, most);
+    }
+    Ok(exit_code(status))
+}
+
+/// The program's status as a shell would give it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let by_signal = status.signal().map(|signal| 128 + signal);
+    ExitCode::from(status.code().or(by_signal).unwrap_or(1) as u8)
+}
+
+static CHILD: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn pass_on(signal: libc::c_int) {
+    let child = CHILD.load(Ordering::Relaxed);
+    if child != 0 {
+        os::send_signal(child, signal);
+    }
+}
+
+extern "C" fn leave_to_the_program(_: libc::c_int) {}
+
+/// Waits for the program; returns how it ended, and the most bytes it and its children were seen to have in memory.
+fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
+    CHILD.store(child.id() as i32, Ordering::Relaxed);
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
+        os::on_signal(signal, pass_on).context("cannot install a signal handler")?;
+    }
+    // The terminal sends these to the program, too.
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        os::on_signal(signal, leave_to_the_program).context("cannot install a signal handler")?;
+    }
+    let (mut most, mut looks) = (0, 0);
+    loop {
+        most = most.max(tree.resident());
+        if let Some(status) = child.try_wait()? {
+            return Ok((status, most));
+        }
+        looks += 1;
+        if looks % LOOKS_A_SWEEP == 0 {
+            tree.sweep(|process| !Path::new(&format!("/proc/{process}")).exists());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// System calls of a program that knows nothing of swapped-out memory work only with handler threads.
+fn check_faults(faults: FaultsArg) -> anyhow::Result<()> {
+    if faults == FaultsArg::Inline {
+        bail!(
+            "a program cannot be run with inline faults: its system calls would fail; use --faults thread or auto"
+        );
+    }
+    let access = userswap_sys::host::userfaultfd_access();
+    if access.full() {
+        return Ok(());
+    }
+    let why = "faults in system calls may not be handled here (run `userswap doctor`)";
+    if faults == FaultsArg::Thread {
+        bail!("{why}");
+    }
+    eprintln!("userswap: {why}: the program runs without a limit");
+    Ok(())
+}
+
+/// The limit, in bytes.
+fn limit(wanted: LimitArg) -> anyhow::Result<u64> {
+    let bytes = match wanted {
+        LimitArg::Bytes(bytes) => bytes,
+        LimitArg::Auto => {
+            let cgroup = userswap_sys::host::cgroup_memory().ok().flatten();
+            let tightest = cgroup.and_then(|cgroup| cgroup.tightest()?.limit);
+            let Some(bytes) = tightest else {
+                bail!("no memory limit is set for this cgroup: give one, such as --limit 2G");
+            };
+            // The rest is for what is not in the processes: page tables, caches, sockets.
+            bytes / 10 * 9
+        }
+    };
+    if bytes < LEAST_LIMIT {
+        bail!("a limit of {bytes} bytes is too small: give at least {LEAST_LIMIT} (16M)");
+    }
+    Ok(bytes)
+}
+
+/// Where the library is: beside this program, as built or installed.
+fn library() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let folder = program.parent().unwrap_or(Path::new("/"));
+    let places = ["", "deps", "../lib/userswap", "../lib"];
+    let mut found = places
+        .map(|place| folder.join(place).join(LIBRARY))
+        .into_iter();
+    found.find(|path| path.is_file()).with_context(|| {
+        format!(
+            "{LIBRARY} is not beside {}: `cargo build --release` makes it; copy it there",
+            program.display()
+        )
+    })
+}
+
+/// The file that `program` names.
+fn on_path(program: &std::ffi::OsStr) -> Option<PathBuf> {
+    let path = Path::new(program);
+    if path.components().count() > 1 {
+        return Some(path.to_path_buf());
+    }
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders)
+        .map(|folder| folder.join(path))
+        .find(|path| path.is_file())
+}
+
+/// No library can be loaded into a static program: it runs as it is.
+fn warn_if_static(path: &Path) {
+    if let Ok(inspected) = userswap_hook::inspect(path)
+        && !inspected.dynamic
+    {
+        eprintln!(
+            "userswap: {} is statically linked, so nothing can be loaded into it: it runs without a limit",
+            path.display()
+        );
+    }
+}
+
+/// A file in memory, which is gone when this process is.
+fn memory_file(name: &str) -> anyhow::Result<File> {
+    let file: OwnedFd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
+        .context("cannot make a file in memory")?;
+    Ok(File::from(file))
+}
+
+/// Where other processes find a file of ours.
+fn path_of(file: &File) -> PathBuf {
+    let (process, number) = (std::process::id(), file.as_raw_fd());
+    PathBuf::from(format!("/proc/{process}/fd/{number}"))
+}
+
+/// One line about all processes that ended by themselves.
+fn sum_up(lines: &str, limit: u64, most: u64) {
+    let records: Vec<serde_json::Value> = lines
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let numbers = |field: &str| -> Vec<u64> {
+        let fields = records.iter().map(|record| &record[field]);
+        fields.filter_map(serde_json::Value::as_u64).collect()
+    };
+    let sum = |field: &str| -> u64 { numbers(field).iter().sum() };
+    let stalled: f64 = records
+        .iter()
+        .filter_map(|record| record["stalled_seconds"].as_f64())
+        .fold(0.0, |sum, seconds| sum + seconds);
+    let highest = numbers("most_resident_bytes")
+        .into_iter()
+        .max()
+        .unwrap_or(0);
+    let swapping = records
+        .iter()
+        .filter(|record| record["faults_mode"] != "none");
+    // Standard error may be gone.
+    let _ = writeln!(
+        std::io::stderr(),
+        "userswap: {} process(es), {} swapping; at most {} MiB of {} in memory; {} MiB out, {} MiB in, {} faults, \
+         {stalled:.2} s stalled",
+        records.len(),
+        swapping.count(),
+        most.max(highest) >> 20,
+        limit >> 20,
+        sum("out_bytes") >> 20,
+        sum("in_bytes") >> 20,
+        sum("faults"),
+    );
+}

@@ -1,0 +1,167 @@
+//! Memory of the library's own, apart from the program's heap: that may be swapped out, and its locks may be
+//! held by whoever is waiting for us.
+//!
+//! Large pieces are mappings of their own, which come as zeros and take memory where they are touched; small ones
+//! come from an allocator over such pieces.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dlmalloc::Dlmalloc;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use userswap_sys::{PAGE_SIZE, own};
+
+/// Bytes from which on a piece is a mapping of its own.
+const LARGE: usize = 64 << 10;
+
+/// What small pieces are cut from.
+struct Pieces;
+
+// SAFETY: memory from `map` is whole pages that nobody else has, and stays until it is given to `unmap`.
+unsafe impl dlmalloc::Allocator for Pieces {
+    fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
+        let piece = map(size);
+        (piece, if piece.is_null() { 0 } else { size }, 0)
+    }
+
+    fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
+        std::ptr::null_mut()
+    }
+
+    fn free_part(&self, _: *mut u8, _: usize, _: usize) -> bool {
+        false
+    }
+
+    fn free(&self, piece: *mut u8, size: usize) -> bool {
+        // SAFETY: the allocator gives back what `alloc` gave it, whole.
+        unsafe { unmap(piece, size) };
+        true
+    }
+
+    fn can_release_part(&self, _: u32) -> bool {
+        false
+    }
+
+    fn allocates_zeros(&self) -> bool {
+        true
+    }
+
+    fn page_size(&self) -> usize {
+        PAGE_SIZE
+    }
+}
+
+/// The library's allocator.
+pub(crate) struct Own(Mutex<Dlmalloc<Pieces>>);
+
+impl Own {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Dlmalloc::new_with_allocator(Pieces)))
+    }
+
+    fn small(&self) -> MutexGuard<'_, Dlmalloc<Pieces>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// SAFETY: both kinds of pieces are as long and as aligned as asked for, and are nobody else's until freed: mappings are
+// aligned to pages, which is all that `LARGE` ones may ask for here, and the rest is dlmalloc's promise.
+unsafe impl GlobalAlloc for Own {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if is_large(layout) {
+            return map(layout.size());
+        }
+        // SAFETY: dlmalloc takes any size and any power of two as alignment.
+        unsafe { self.small().malloc(layout.size(), layout.align()) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if is_large(layout) {
+            // A fresh mapping is zeros already.
+            return map(layout.size());
+        }
+        // SAFETY: as above.
+        unsafe { self.small().calloc(layout.size(), layout.align()) }
+    }
+
+    unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
+        if is_large(layout) {
+            // SAFETY: a large piece with this layout is a mapping of this size.
+            unsafe { unmap(piece, layout.size()) };
+        } else {
+            // SAFETY: the caller gives back a piece with the layout it was made with.
+            unsafe { self.small().free(piece, layout.size(), layout.align()) };
+        }
+    }
+}
+
+fn is_large(layout: Layout) -> bool {
+    layout.size() >= LARGE && layout.align() <= PAGE_SIZE
+}
+
+/// A mapping of at least `size` bytes; null: there is none to be had.
+fn map(size: usize) -> *mut u8 {
+    let len = size.next_multiple_of(PAGE_SIZE);
+    // SAFETY: a fresh mapping, at addresses of the kernel's choice.
+    let mapped = unsafe {
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        )
+    };
+    let Ok(start) = mapped else {
+        return std::ptr::null_mut();
+    };
+    own::note(&(start as usize..start as usize + len));
+    start.cast()
+}
+
+/// # Safety
+/// `piece` is from [`map`] with the same size, and nobody uses it any more.
+unsafe fn unmap(piece: *mut u8, size: usize) {
+    let len = size.next_multiple_of(PAGE_SIZE);
+    own::forget(&(piece as usize..piece as usize + len));
+    // SAFETY: the caller's part. Refused only where the system's table of mappings is full: then it is lost.
+    let _ = unsafe { munmap(piece.cast(), len) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_every_size_are_apart_aligned_and_zeroed() {
+        let own = Own::new();
+        let layouts = [1, 24, 4096, 65_535, LARGE, 1 << 20]
+            .map(|size| Layout::from_size_align(size, 64).expect("a layout"));
+        let mut pieces = Vec::new();
+        for round in 0..50_u8 {
+            for layout in layouts {
+                // SAFETY: sizes are not 0; each piece is used within its layout and freed with it.
+                unsafe {
+                    let piece = own.alloc_zeroed(layout);
+                    assert!(!piece.is_null() && (piece as usize).is_multiple_of(64));
+                    let bytes = std::slice::from_raw_parts_mut(piece, layout.size());
+                    assert!(bytes.iter().all(|&byte| byte == 0));
+                    bytes.fill(round + 1);
+                    pieces.push((piece, layout, round + 1));
+                }
+            }
+            if round % 3 == 0 {
+                let (piece, layout, _) = pieces.swap_remove(pieces.len() / 2);
+                // SAFETY: as above.
+                unsafe { own.dealloc(piece, layout) };
+            }
+        }
+        for (piece, layout, value) in pieces {
+            // SAFETY: as above.
+            unsafe {
+                let bytes = std::slice::from_raw_parts(piece, layout.size());
+                assert!(bytes.iter().all(|&byte| byte == value));
+                own.dealloc(piece, layout);
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The program's system calls that change its address space, its processes or our descriptors.
+
+use std::ops::Range;
+
+use libc::{c_int, c_long};
+use userswap::Process;
+use userswap_hook::{Call, Decision, Handlers};
+use userswap_sys::PAGE_SIZE;
+
+use crate::maps::LEAST;
+use crate::{exit, monitor, raw, state};
+
+/// The calls looked at.
+const WANTED: [c_long; 14] = [
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mprotect,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_fork,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup2,
+    libc::SYS_dup3,
+    libc::SYS_exit_group,
+];
+
+/// Looks at the program's system calls.
+pub(crate) struct Calls;
+
+impl Handlers for Calls {
+    fn wants(&self, nr: usize) -> bool {
+        WANTED.contains(&(nr as c_long))
+    }
+
+    fn before(&self, call: &mut Call) -> Decision {
+        if state::is_starting() {
+            return Decision::Run;
+        }
+        match call.nr as c_long {
+            libc::SYS_munmap => change(call, |process, call| {
+                process.unmap(range(call.args[0], call.args[1]), || make(call))
+            }),
+            libc::SYS_mmap if call.args[3] as c_int & libc::MAP_FIXED != 0 => {
+                let decision = change(call, |process, call| {
+                    process.unmap(range(call.args[0], call.args[1]), || make(call))
+                });
+                if let Decision::Return(result) = decision {
+                    mapped(call, result);
+                }
+                decision
+            }
+            libc::SYS_mremap => change(call, remap),
+            libc::SYS_brk => change(call, set_break),
+            libc::SYS_madvise => change(call, advise),
+            libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
+                monitor::hold();
+                if let Some(process) = state::engine() {
+                    process.fork_begin();
+                }
+                Decision::Run
+            }
+            libc::SYS_close | libc::SYS_close_range | libc::SYS_dup2 | libc::SYS_dup3 => {
+                state::engine().map_or(Decision::Run, |process| keep_open(process, call))
+            }
+            libc::SYS_exit_group => {
+                exit::finish();
+                Decision::Run
+            }
+            _ => Decision::Run,
+        }
+    }
+
+    fn after(&self, call: &Call, result: isize) {
+        if state::is_starting() {
+            return;
+        }
+        match call.nr as c_long {
+            libc::SYS_mmap => mapped(call, result),
+            libc::SYS_mprotect if result == 0 => {
+                let writable = libc::PROT_READ | libc::PROT_WRITE;
+                if call.args[2] as c_int == writable {
+                    grew(range(call.args[0], call.args[1]));
+                }
+            }
+            libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
+                forked(result == 0);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Makes a call that changes the address space: through the engine, or, where there is none yet, as it is.
+fn change(call: &Call, with_engine: impl FnOnce(&Process, &Call) -> isize) -> Decision {
+    let result = state::unseen(|| make(call));
+    Decision::Return(result.unwrap_or_else(|process| with_engine(process, call)))
+}
+
+fn make(call: &Call) -> isize {
+    // SAFETY: the program is making this very call.
+    unsafe { raw::make(call) }
+}
+
+/// The pages of a call's address and length. Nonsense comes out as some range or none: the kernel refuses the call.
+fn range(start: usize, len: usize) -> Range<usize> {
+    let end = start.saturating_add(len).min(1 << 47);
+    let end = end.next_multiple_of(PAGE_SIZE);
+    start.min(end)..end
+}
+
+fn remap(process: &Process, call: &Call) -> isize {
+    let [start, old_len, new_len, flags, target, _] = call.args;
+    let flags = flags as c_int;
+    let new_len = range(0, new_len).len();
+    let fixed = (flags & libc::MREMAP_FIXED != 0).then_some(target);
+    process.remap(range(start, old_len), new_len, fixed, || make(call))
+}
+
+fn set_break(process: &Process, call: &Call) -> isize {
+    let (wanted, before) = (call.args[0], raw::program_break());
+    let page = |address: usize| address.next_multiple_of(PAGE_SIZE);
+    if wanted == 0 || page(wanted) >= page(before) {
+        let result = make(call);
+        grew(page(before)..page(result as usize));
+        return result;
+    }
+    let mut result = 0;
+    process.unmap(page(wanted)..page(before), || {
+        result = make(call);
+        // This call does not answer with error numbers, but with the break as it is.
+        if result as usize == wanted {
+            0
+        } else {
+            -(libc::ENOMEM as isize)
+        }
+    });
+    result
+}
+
+fn advise(process: &Process, call: &Call) -> isize {
+    let [start, len, advice, ..] = call.args;
+    let range = range(start, len);
+    match advice as c_int {
+        libc::MADV_DONTNEED => process.discard(range, || make(call)),
+        // Memory that the kernel may take or leave would be neither here nor there: it goes at once, where it is ours.
+        libc::MADV_FREE if process.is_taken_on(&range) => {
+            let mut now = *call;
+            now.args[2] = libc::MADV_DONTNEED as usize;
+            process.discard(range, || make(&now))
+        }
+        libc::MADV_PAGEOUT if process.is_taken_on(&range) => {
+            process.page_out(&range);
+            0
+        }
+        _ => make(call),
+    }
+}
+
+/// A mapping was made.
+fn mapped(call: &Call, result: isize) {
+    let flags = call.args[3] as c_int;
+    let anonymous = flags & libc::MAP_ANONYMOUS != 0 && flags & libc::MAP_PRIVATE != 0;
+    if result <= 0 || !anonymous {
+        return;
+    }
+    let writable = (libc::PROT_READ | libc::PROT_WRITE) as usize;
+    if call.args[2] == writable {
+        grew(range(result as usize, call.args[1]));
+    }
+}
+
+/// The program has more memory to use: under the engine's eyes at once, if it runs.
+fn grew(pages: Range<usize>) {
+    if pages.len() >= LEAST
+        && let Some(process) = state::engine()
+    {
+        process.take_on(|found| found(pages));
+    }
+}
+
+/// Whether a call makes a process with an address space of its own.
+fn is_fork(call: &Call) -> bool {
+    let flags = match call.nr as c_long {
+        libc::SYS_fork => 0,
+        libc::SYS_clone => call.args[0],
+        // SAFETY: the first word of clone's arguments, which the kernel is about to read, or has read.
+        _ if call.args[1] >= size_of::<u64>() => unsafe { *(call.args[0] as *const u64) as usize },
+        _ => return false,
+    };
+    flags & libc::CLONE_VM as usize == 0
+}
+
+fn forked(child: bool) {
+    monitor::release();
+    monitor::shares_memory();
+    if child {
+        state::only_this_thread();
+    }
+    let Some(process) = state::engine() else {
+        return;
+    };
+    if let Err(error) = process.fork_end(child) {
+        userswap_sys::signals::stderr_line(format_args!(
+            "userswap: a child process cannot be given its swapped memory ({error}); ending it"
+        ));
+        std::process::abort();
+    }
+}
+
+/// Descriptors of ours stay open: closing one would turn what is swapped out into zeros.
+fn keep_open(process: &Process, call: &Call) -> Decision {
+    let ours = process.descriptors();
+    let is_ours = |fd: usize| ours.contains(&(fd as c_int));
+    let bad_descriptor = Decision::Return(-(libc::EBADF as isize));
+    match call.nr as c_long {
+        libc::SYS_close if is_ours(call.args[0]) => bad_descriptor,
+        libc::SYS_dup2 | libc::SYS_dup3 if is_ours(call.args[1]) => bad_descriptor,
+        libc::SYS_close_range => {
+            let (first, last) = (call.args[0] as u32, call.args[1] as u32);
+            let mut sorted = ours;
+            sorted.sort_unstable();
+            let mut from = first;
+            let part = |start: u32, end: u32| {
+                let mut part = *call;
+                (part.args[0], part.args[1]) = (start as usize, end as usize);
+                make(&part)
+            };
+            for fd in sorted {
+                let fd = fd as u32;
+                if fd < from || fd > last {
+                    continue;
+                }
+                if fd > from {
+                    let result = part(from, fd - 1);
+                    if result < 0 {
+                        return Decision::Return(result);
+                    }
+                }
+                from = fd + 1;
+            }
+            if from == first {
+                return Decision::Run;
+            }
+            Decision::Return(if from <= last { part(from, last) } else { 0 })
+        }
+        _ => Decision::Run,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_whole_pages_whatever_was_passed() {
+        assert_eq!(range(0x1000, 1), 0x1000..0x2000);
+        assert_eq!(range(0x1000, 0), 0x1000..0x1000);
+        assert_eq!(range(0x1000, 0x2000), 0x1000..0x3000);
+        assert_eq!(range(usize::MAX - 5, 100).len(), 0);
+        assert_eq!(range(0x1000, usize::MAX).end, 1 << 47);
+    }
+
+    #[test]
+    fn only_a_new_address_space_is_a_fork() {
+        let clone =
+            |flags: c_int| Call::new(libc::SYS_clone as usize, [flags as usize, 0, 0, 0, 0, 0]);
+        assert!(is_fork(&clone(libc::SIGCHLD)));
+        assert!(!is_fork(&clone(libc::CLONE_VM | libc::CLONE_VFORK)));
+        assert!(is_fork(&Call::new(libc::SYS_fork as usize, [0; 6])));
+        let arguments = [libc::CLONE_VM as u64; 8];
+        let clone3 = Call::new(
+            libc::SYS_clone3 as usize,
+            [arguments.as_ptr() as usize, 64, 0, 0, 0, 0],
+        );
+        assert!(!is_fork(&clone3));
+    }
+}

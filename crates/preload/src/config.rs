@@ -1,0 +1,70 @@
+//! What `userswap run` tells the library, through the environment: the only thing a program surely passes on to
+//! the programs it starts.
+
+use std::ffi::CStr;
+
+use userswap::DeviceSpec;
+
+/// The names of the variables.
+pub mod names {
+    /// The limit, in bytes.
+    pub const LIMIT: &str = "USERSWAP_LIMIT";
+    /// Where pages go: a device's name.
+    pub const DEVICE: &str = "USERSWAP_DEVICE";
+    /// A file that processes append their statistics to.
+    pub const STATS: &str = "USERSWAP_STATS";
+    /// The file through which the processes of a tree share the limit.
+    pub const TREE: &str = "USERSWAP_TREE";
+    /// 1: end the process rather than let it go over the limit.
+    pub const STRICT: &str = "USERSWAP_STRICT";
+}
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Bytes that this process and its children may have in memory together.
+    pub limit: u64,
+    /// Where pages go.
+    pub device: DeviceSpec,
+    /// Where statistics go at exit.
+    pub stats: Option<String>,
+    /// What the tree shares.
+    pub tree: Option<String>,
+    /// Whether to end the process rather than let it go over the limit.
+    pub strict: bool,
+}
+
+impl Config {
+    /// From the environment; `None`: nothing was asked for.
+    #[must_use]
+    pub fn from_environment() -> Option<Self> {
+        let limit = variable(names::LIMIT)?.parse().ok()?;
+        Some(Self {
+            limit,
+            device: parse(names::DEVICE, DeviceSpec::Zram(userswap::Codec::Lz4)),
+            stats: variable(names::STATS),
+            tree: variable(names::TREE),
+            strict: variable(names::STRICT).as_deref() == Some("1"),
+        })
+    }
+}
+
+/// `run` has checked it; what does not parse is as if it were not there.
+fn parse<T: std::str::FromStr>(name: &str, default: T) -> T {
+    variable(name)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
+}
+
+/// A variable, read as libc has it: the library starts before the program does.
+fn variable(name: &str) -> Option<String> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: a string that ends; nobody changes the environment while the library starts.
+    let value = unsafe { libc::getenv(name.as_ptr()) };
+    if value.is_null() {
+        return None;
+    }
+    // SAFETY: what getenv returns is a string that ends, and stays while nobody changes the environment.
+    let value = unsafe { CStr::from_ptr(value) };
+    value.to_str().ok().map(str::to_owned)
+}

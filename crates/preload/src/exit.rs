@@ -1,0 +1,112 @@
+//! What a process leaves when it ends: a line of statistics, and its row in the tree.
+
+use std::io::Write;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use userswap::{FaultMode, Process};
+use userswap_hook::Bypass;
+use userswap_sys::PAGE_SIZE;
+use userswap_sys::host::resident_set_bytes;
+use userswap_sys::signals::{Blocked, stderr_line};
+
+use crate::config::Config;
+use crate::state;
+use crate::tree::Tree;
+
+static CONFIG: OnceLock<&'static Config> = OnceLock::new();
+
+/// What [`finish`] shall do.
+pub(crate) fn prepare(config: &'static Config) {
+    let _ = CONFIG.set(config);
+}
+
+/// What was asked for, once the library has started.
+pub(crate) fn config() -> Option<&'static Config> {
+    CONFIG.get().copied()
+}
+
+/// The process ends: writes its statistics and leaves the tree. Once.
+pub(crate) fn finish() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let Some(config) = CONFIG.get() else { return };
+    if DONE.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    if let Some(path) = &config.stats {
+        append(path, &statistics(config).to_string());
+    }
+    if let Some(tree) = config.tree.as_deref().and_then(Tree::open) {
+        tree.leave();
+    }
+}
+
+fn statistics(config: &Config) -> serde_json::Value {
+    let engine = state::engine();
+    let stats = engine.map(Process::stats).unwrap_or_default();
+    let mode = match engine.map(Process::fault_mode) {
+        None => "none",
+        Some(FaultMode::Thread) => "thread",
+        Some(FaultMode::Inline | FaultMode::Auto) => "inline",
+    };
+    let microseconds = |ns: u64| ns as f64 / 1e3;
+    serde_json::json!({
+        "process": std::process::id(),
+        "program": program_name(),
+        "faults_mode": mode,
+        "limit_bytes": config.limit,
+        "resident_bytes": resident_set_bytes().unwrap_or(0),
+        "most_resident_bytes": most_resident_bytes(),
+        "swapped_bytes": stats.swapped_bytes,
+        "stored_bytes": stats.stored_bytes,
+        "store_memory_bytes": stats.store_memory_bytes,
+        "ratio": ratio(stats.swapped_bytes, stats.store_memory_bytes),
+        "faults": stats.faults,
+        "refaults": stats.refaults,
+        "in_bytes": stats.pages_in * PAGE_SIZE as u64,
+        "out_bytes": stats.pages_out * PAGE_SIZE as u64,
+        "fault_us": {
+            "p50": microseconds(stats.fault_ns[0]),
+            "p90": microseconds(stats.fault_ns[1]),
+            "p99": microseconds(stats.fault_ns[2]),
+            "max": microseconds(stats.fault_ns[3]),
+        },
+        "stalled_seconds": stats.stalled_ns as f64 / 1e9,
+        "bugs": stats.bugs,
+    })
+}
+
+/// The most this process ever had in memory.
+fn most_resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
+fn ratio(swapped: u64, memory: u64) -> f64 {
+    if memory == 0 {
+        return 0.0;
+    }
+    swapped as f64 / memory as f64
+}
+
+fn program_name() -> String {
+    let name = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
+/// One line, written whole: other processes write to the same file.
+fn append(path: &str, line: &str) {
+    let file = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path);
+    let written = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+    if let Err(error) = written {
+        stderr_line(format_args!(
+            "userswap: cannot write statistics to {path}: {error}"
+        ));
+    }
+}

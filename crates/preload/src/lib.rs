@@ -1,0 +1,64 @@
+//! The library that `userswap run` loads into a program: keeps the process under a memory limit by swapping its own
+//! memory, without the program's knowledge.
+//!
+//! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `tree`
+//! (the limit shared with other processes), `raw`, `state` (whether the engine runs), `exit` (what is said at the end), `calls`
+//! (the program's system calls), `monitor` (the thread that watches memory use), `start` (this file).
+
+mod alloc;
+mod calls;
+pub mod config;
+mod exit;
+mod maps;
+mod monitor;
+mod raw;
+mod state;
+pub mod tree;
+
+use userswap_hook::Bypass;
+use userswap_sys::signals::{Blocked, stderr_line};
+
+use crate::config::Config;
+
+/// Everything the library allocates comes from here; the program's heap is the program's.
+#[global_allocator]
+static OWN: alloc::Own = alloc::Own::new();
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;
+
+/// Runs when the program is loaded, before its own code.
+extern "C" fn start() {
+    let Some(config) = Config::from_environment() else {
+        return;
+    };
+    let config: &'static Config = Box::leak(Box::new(config));
+    if let Err(error) = userswap_hook::install(&calls::Calls) {
+        stderr_line(format_args!(
+            "userswap: {error}: the limit is not held in process {}",
+            std::process::id()
+        ));
+        return;
+    }
+    exit::prepare(config);
+    // SAFETY: a function that lives as long as the library, which is never unloaded.
+    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    monitor::start(config);
+    userswap_hook::set_active(true);
+}
+
+/// In a child of fork, when libc is ready for threads again.
+extern "C" fn in_child() {
+    let Some(config) = exit::config() else { return };
+    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    if let Some(process) = state::engine()
+        && let Err(error) = state::while_starting(|| process.start_threads())
+    {
+        stderr_line(format_args!(
+            "userswap: {error}: memory is swapped in more slowly in process {}",
+            std::process::id()
+        ));
+    }
+    monitor::start(config);
+}

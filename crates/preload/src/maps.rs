@@ -1,0 +1,114 @@
+//! Which memory of the program can be swapped: its private anonymous mappings that it reads and writes.
+
+use std::ops::Range;
+
+/// Mappings shorter than this are not worth a registration, in bytes: libc keeps what threads need to run in
+/// some of them.
+pub(crate) const LEAST: usize = 128 << 10;
+
+/// One line of `/proc/self/maps`.
+#[derive(Debug, PartialEq, Eq)]
+struct Line<'a> {
+    range: Range<usize>,
+    permissions: &'a str,
+    inode: &'a str,
+    path: &'a str,
+}
+
+fn parse(line: &str) -> Option<Line<'_>> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    let permissions = fields.next()?;
+    let (_offset, _device) = (fields.next()?, fields.next()?);
+    let inode = fields.next()?;
+    let path = fields.next().unwrap_or("").trim_start();
+    let hex = |text| usize::from_str_radix(text, 16).ok();
+    Some(Line {
+        range: hex(start)?..hex(end)?,
+        permissions,
+        inode,
+        path,
+    })
+}
+
+/// The ranges of `maps`, the content of `/proc/self/maps`, that can be swapped. `program`: the path of the program
+/// itself. `stacks`: addresses in stacks that must stay.
+pub(crate) fn swappable(
+    maps: &str,
+    program: &str,
+    stacks: &[usize],
+    mut found: impl FnMut(Range<usize>),
+) {
+    // The file whose mapping ends where the next one begins: what follows a library's data is its zeroed data, which
+    // libc and we run on.
+    let (mut file, mut file_end) = ("", 0);
+    for line in maps.lines().filter_map(parse) {
+        let zeroed_data = line.inode == "0" && line.range.start == file_end;
+        if line.inode != "0" || zeroed_data {
+            file_end = line.range.end;
+        }
+        if line.inode != "0" {
+            file = line.path;
+        }
+        let kind = line.path.is_empty() || line.path == "[heap]" || line.path.starts_with("[anon");
+        if !line.permissions.starts_with("rw-p") || line.inode != "0" || !kind {
+            continue;
+        }
+        if zeroed_data && file != program && line.path != "[heap]" {
+            continue;
+        }
+        if line.range.len() < LEAST || stacks.iter().any(|stack| line.range.contains(stack)) {
+            continue;
+        }
+        found(line.range);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPS: &str = "\
+555555554000-555555556000 r--p 00000000 fe:00 1234 /usr/bin/program
+555555556000-555555560000 rw-p 00002000 fe:00 1234 /usr/bin/program
+555555560000-555555660000 rw-p 00000000 00:00 0
+555555700000-555555900000 rw-p 00000000 00:00 0 [heap]
+7fff00000000-7fff00100000 rw-p 00000000 00:00 0
+7fff00200000-7fff00201000 rw-p 00000000 00:00 0
+7fff10000000-7fff10100000 ---p 00000000 00:00 0
+7fff10100000-7fff10200000 rw-s 00000000 00:00 0 /dev/zero (deleted)
+7fff10200000-7fff10300000 rw-p 00000000 fe:00 99 /tmp/private file
+7fff20000000-7fff20100000 r-xp 00000000 fe:00 77 /usr/lib/libc.so.6
+7fff20100000-7fff20200000 rw-p 00100000 fe:00 77 /usr/lib/libc.so.6
+7fff20200000-7fff20300000 rw-p 00000000 00:00 0
+7fff20400000-7fff20500000 rwxp 00000000 00:00 0
+7fff30000000-7fff30100000 rw-p 00000000 00:00 0 [anon:arena]
+7fff40000000-7fff40100000 rw-p 00000000 00:00 0
+7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
+";
+
+    #[test]
+    fn only_anonymous_private_memory_is_found() {
+        let mut found = Vec::new();
+        swappable(MAPS, "/usr/bin/program", &[0x7fff_4000_1000], |range| {
+            found.push(range);
+        });
+        assert_eq!(
+            found,
+            [
+                // The program's own zeroed data, its heap, a mapping, a named mapping.
+                0x5555_5556_0000..0x5555_5566_0000,
+                0x5555_5570_0000..0x5555_5590_0000,
+                0x7fff_0000_0000..0x7fff_0010_0000,
+                0x7fff_3000_0000..0x7fff_3010_0000,
+            ]
+        );
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_passed_over() {
+        for line in ["", "zz-11 rw-p 0 0 0", "1000-2000", "nonsense"] {
+            assert_eq!(parse(line), None, "{line}");
+        }
+    }
+}

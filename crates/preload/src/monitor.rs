@@ -1,0 +1,222 @@
+//! The thread that watches how much memory the process has, and starts the engine when the limit comes near.
+//!
+//! With the limit far away it sleeps: a program cannot have more in memory than it has mapped. Later it looks
+//! as often as memory could be used up at the fastest.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use userswap::{Engine, FaultMode, Process};
+use userswap_hook::Bypass;
+use userswap_sys::host::resident_set_bytes;
+use userswap_sys::signals::{Blocked, stderr_line};
+use userswap_sys::{futex, own};
+
+use crate::config::Config;
+use crate::tree::Tree;
+use crate::{maps, state};
+
+/// How fast a program can take memory, in bytes a second: two CPUs that write zeros.
+const FASTEST: u64 = 4 << 30;
+
+const SHORTEST: Duration = Duration::from_micros(500);
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// 1 while the monitor works, or somebody forks. Not a mutex: a fork takes it in one call and gives it back in
+/// another, on both sides.
+static AT_WORK: AtomicU32 = AtomicU32::new(0);
+
+/// Memory may be shared with another process of the tree.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// The engine cannot be had in this process, and that was said.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// Waits until the monitor is asleep, and keeps it so until [`release`].
+pub(crate) fn hold() {
+    // Acquire: what the monitor did is seen.
+    while AT_WORK.swap(1, Ordering::Acquire) != 0 {
+        futex::wait(&AT_WORK, 1);
+    }
+}
+
+/// Ends [`hold`].
+pub(crate) fn release() {
+    AT_WORK.store(0, Ordering::Release);
+    futex::wake_all(&AT_WORK);
+}
+
+/// Starts the monitor.
+pub(crate) fn start(config: &'static Config) {
+    let _bypass = Bypass::new();
+    let started = std::thread::Builder::new()
+        .name("userswap".into())
+        .stack_size(2 << 20)
+        .spawn(move || {
+            // For good: nothing this thread does is the program's.
+            std::mem::forget(Bypass::new());
+            Blocked::forever();
+            own::note_thread();
+            watch(config);
+        });
+    if started.is_err() {
+        refuse("no thread can be started");
+    }
+}
+
+fn refuse(why: &str) {
+    if !REFUSED.swap(true, Ordering::Relaxed) {
+        stderr_line(format_args!(
+            "userswap: {why}: the limit is not held in process {}",
+            std::process::id()
+        ));
+    }
+}
+
+fn watch(config: &'static Config) {
+    let tree = config.tree.as_deref().and_then(Tree::open);
+    let mut own = OwnPart::default();
+    loop {
+        hold();
+        let pause = {
+            let resident = resident_set_bytes().unwrap_or(0);
+            let limit = tree.as_ref().map_or(config.limit, |tree| {
+                let counted = own.bytes(resident);
+                tree.tell(counted);
+                // What others count need not be counted here.
+                let share = tree.share(config.limit) + (resident - counted);
+                share.min(config.limit)
+            });
+            match state::engine() {
+                None if resident > limit / 2 && !REFUSED.load(Ordering::Relaxed) => {
+                    begin(config, limit);
+                    SHORTEST
+                }
+                None => pause(limit / 2, resident),
+                Some(process) => {
+                    keep(process, limit, resident);
+                    pause(limit, resident)
+                }
+            }
+        };
+        release();
+        std::thread::sleep(pause);
+    }
+}
+
+/// How much of this process's memory counts as its own: what it shares with a child of fork, or its parent, counts by
+/// halves.
+#[derive(Default)]
+struct OwnPart {
+    asked: Option<Instant>,
+    /// Of 1024 bytes.
+    share: u64,
+    /// How long to go by the last answer.
+    pause: Duration,
+}
+
+impl OwnPart {
+    /// Of `resident` bytes, those that count.
+    fn bytes(&mut self, resident: u64) -> u64 {
+        if !FORKED.load(Ordering::Relaxed) {
+            return resident;
+        }
+        if self.asked.is_none_or(|asked| asked.elapsed() >= self.pause) {
+            let start = Instant::now();
+            let proportional = proportional_bytes().unwrap_or(resident);
+            self.share = proportional.saturating_mul(1024) / resident.max(1);
+            // The system walks all pages for the answer: at most a fiftieth of the time is spent on it.
+            self.pause = LONGEST.max(start.elapsed() * 50);
+            self.asked = Some(Instant::now());
+        }
+        resident / 1024 * self.share.min(1024)
+    }
+}
+
+/// What the process has in memory, shared pages counted by their share, in bytes.
+fn proportional_bytes() -> Option<u64> {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kib: u64 = line.trim().split(' ').next()?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// This process was made by fork, or has forked.
+pub(crate) fn shares_memory() {
+    FORKED.store(true, Ordering::Relaxed);
+}
+
+/// How long nothing can happen that matters before `mark` is reached.
+fn pause(mark: u64, resident: u64) -> Duration {
+    let free = mark.saturating_sub(resident);
+    Duration::from_micros(free * 1_000_000 / FASTEST).clamp(SHORTEST, LONGEST)
+}
+
+/// Starts the engine and takes on what the program has.
+fn begin(config: &Config, limit: u64) {
+    if let Some(problem) = uncovered() {
+        return refuse(&problem);
+    }
+    let builder = Engine::builder()
+        .device(config.device.clone())
+        .limit(limit)
+        // System calls on memory that is swapped out must work: only handler threads see to that.
+        .faults(FaultMode::Thread)
+        .strict(config.strict);
+    let process = match Process::start(builder) {
+        Ok(process) => process,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    if !state::begin(process) {
+        return refuse("a change of the address space does not end");
+    }
+    take_on(process);
+    process.note_resident(resident_set_bytes().unwrap_or(0));
+}
+
+/// Why changes of the address space could go unseen, if they could.
+fn uncovered() -> Option<String> {
+    let coverage = userswap_hook::coverage();
+    let (path, at) = coverage.uncovered().next()?;
+    Some(format!(
+        "{} makes system calls that cannot be seen (at {at:#x})",
+        path.display()
+    ))
+}
+
+fn keep(process: &Process, limit: u64, resident: u64) {
+    process.set_limit(limit);
+    process.note_resident(resident);
+}
+
+/// Takes on what can be swapped.
+pub(crate) fn take_on(process: &Process) {
+    let program = std::env::current_exe().unwrap_or_default();
+    let program = program.to_string_lossy();
+    process.take_on(|found| {
+        let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+            return;
+        };
+        let stacks: Vec<_> = own::ranges()
+            .into_iter()
+            .flatten()
+            .filter(|range| range.len() == 1)
+            .map(|range| range.start)
+            .collect();
+        maps::swappable(&maps, &program, &stacks, found);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_shrinks_as_memory_is_used_up() {
+        assert_eq!(pause(1 << 30, 0), LONGEST);
+        assert_eq!(pause(1 << 30, 1 << 30), SHORTEST);
+        assert_eq!(pause(1 << 30, 2 << 30), SHORTEST);
+        let near = pause(1 << 30, (1 << 30) - (40 << 20));
+        assert!(near > SHORTEST && near < LONGEST, "{near:?}");
+    }
+}

@@ -1,0 +1,71 @@
+//! Whether the engine runs in this process, and who may change the address space meanwhile.
+//!
+//! Guarantee: when [`begin`] returns, every change of the address space that the hook sees goes through
+//! the engine, and none that began before is still under way. Mechanism: a change that finds no engine counts
+//! itself before it looks once more; who starts the engine makes it known first, and then waits for the
+//! count. Both sides use SeqCst: one of them sees the other.
+
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use userswap::Process;
+
+static ENGINE: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Changes under way that the engine does not know of.
+static UNSEEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Set in a child of fork while only threads of ours are being started: no call is the program's.
+static STARTING: AtomicBool = AtomicBool::new(false);
+
+/// Runs `start`, which starts threads of ours where no thread of the program's runs beside this one.
+pub(crate) fn while_starting<R>(start: impl FnOnce() -> R) -> R {
+    STARTING.store(true, Ordering::Relaxed);
+    let result = start();
+    STARTING.store(false, Ordering::Relaxed);
+    result
+}
+
+/// Whether calls are made by threads of ours.
+pub(crate) fn is_starting() -> bool {
+    STARTING.load(Ordering::Relaxed)
+}
+
+/// The engine, once it runs.
+pub(crate) fn engine() -> Option<&'static Process> {
+    // SAFETY: null, or from `begin`: it lives for ever.
+    unsafe { ENGINE.load(Ordering::SeqCst).as_ref() }
+}
+
+/// Runs a change of the address space without the engine; `Err`: there is one.
+pub(crate) fn unseen<R>(change: impl FnOnce() -> R) -> Result<R, &'static Process> {
+    if let Some(engine) = engine() {
+        return Err(engine);
+    }
+    UNSEEN.fetch_add(1, Ordering::SeqCst);
+    let result = match engine() {
+        Some(engine) => Err(engine),
+        None => Ok(change()),
+    };
+    UNSEEN.fetch_sub(1, Ordering::SeqCst);
+    result
+}
+
+/// In a child of fork: only its one thread is left.
+pub(crate) fn only_this_thread() {
+    UNSEEN.store(0, Ordering::SeqCst);
+}
+
+/// Makes `engine` the one that changes go through. `false`: a change that began before does not end; nothing may be
+/// taken on then.
+pub(crate) fn begin(engine: &'static Process) -> bool {
+    ENGINE.store(std::ptr::from_ref(engine).cast_mut(), Ordering::SeqCst);
+    let since = Instant::now();
+    while UNSEEN.load(Ordering::SeqCst) != 0 {
+        if since.elapsed() > Duration::from_secs(10) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    true
+}
