@@ -106,8 +106,8 @@ pub fn install(handlers: &'static dyn Handlers) -> Result<Coverage, Error> {
 
 /// Whether calls are looked at from now on. Off, a call costs one load more than without the hook.
 ///
-/// A call that has begun is not affected: turned on, calls that wait in the kernel were not seen; turned off, their results
-/// are not reported.
+/// A call that has begun is not affected: turned on, calls that wait in the kernel were not seen; turned off, calls that were seen are
+/// reported when they end (those that start a thread, `vfork` and `clone3` are not).
 pub fn set_active(active: bool) {
     gate::set_active(active);
 }

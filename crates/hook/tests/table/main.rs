@@ -68,7 +68,16 @@ fn class(result: isize) -> isize {
 fn check(case: &Case) -> Result<usize, String> {
     let (plain, blocks, found) = attempt(case, None);
     if plain == -(libc::ENOSYS as isize) {
+        println!("not on this kernel: {}", case.name);
         return Ok(0);
+    }
+    if [libc::EPERM, libc::EACCES].contains(&(-plain as i32)) {
+        // Refused before a look at its memory, perhaps: nothing can be said.
+        println!("SKIPPED: {}: not permitted here", case.name);
+        return match std::env::var("CI").as_deref() {
+            Ok("true") => Err(format!("{}: not permitted", case.name)),
+            _ => Ok(0),
+        };
     }
     if plain == EFAULT {
         return Err(format!("{}: EFAULT with all memory there", case.name));
@@ -127,7 +136,7 @@ fn what_calls_use_is_what_the_table_says() {
     let mut wrong = Vec::new();
     for case in &cases {
         match check(case) {
-            Ok(0) => println!("not on this kernel: {}", case.name),
+            Ok(0) => {}
             Ok(checked) => {
                 places += checked;
                 calls.insert(case.nr);
