@@ -3,6 +3,9 @@
 //! that keeps it does not.
 
 mod support;
+#[path = "../../core/tests/support/table.rs"]
+#[allow(dead_code, reason = "a part of the table's checks")]
+mod table;
 
 use support::replay;
 use userswap_core::Way;
@@ -59,10 +62,10 @@ fn without_reference() -> Option<(Config, Explored)> {
 
 #[test]
 fn every_rule_is_needed() {
-    let mut missed = Vec::new();
+    let (mut missed, mut found) = (Vec::new(), Vec::new());
     for rule in Rule::ALL {
         if let Some(why) = inexpressible(rule) {
-            println!("rule {rule:?} explorer: not expressible: {why}");
+            table::say(&format!("{rule:?}: the explorer cannot say: {why}"));
             continue;
         }
         let Some((config, explored)) = caught(rule) else {
@@ -70,13 +73,14 @@ fn every_rule_is_needed() {
             continue;
         };
         let (schedule, violation) = explored.broken.expect("caught");
-        println!(
-            "rule {rule:?} explorer: caught by {} in {} steps ({}, {})",
+        let said = format!(
+            "{} in {} steps ({}, {})",
             violation.check(),
             schedule.len(),
             config.name,
             config.device.name(),
         );
+        found.push((rule, said));
         // The engine's allocator counts a slot as free only after the discard, whatever its order.
         if rule != Rule::DiscardBeforeReuse {
             let followed = replay(&config, &schedule, config.rules);
@@ -104,4 +108,5 @@ fn every_rule_is_needed() {
         missed.is_empty(),
         "the explorer finds nothing wrong without {missed:?}"
     );
+    table::report("explorer", &found);
 }
