@@ -1,4 +1,4 @@
-//! One step of one thread: the frame around [`crate::fault`], [`crate::swap_out`] and [`crate::rest`], which
+//! One step of one thread: the frame around `fault`, `swap_out` and `rest`, which
 //! say what each step does.
 //!
 //! **What is one step.** The engine reports a step just before it takes it; a step here is what it does from

@@ -97,6 +97,10 @@ impl Handlers for Calls {
 /// Makes a call that changes the address space: through the engine, or, where there is none yet, as it is.
 fn change(call: &Call, with_engine: impl FnOnce(&Process, &Call) -> isize) -> Decision {
     let result = state::unseen(|| make(call));
+    if result.is_ok() && call.nr as c_long == libc::SYS_brk {
+        // How far it went up cannot be told from here; libc goes in steps of this.
+        monitor::grew(LEAST);
+    }
     Decision::Return(result.unwrap_or_else(|process| with_engine(process, call)))
 }
 
@@ -175,10 +179,12 @@ fn mapped(call: &Call, result: isize) {
 
 /// The program has more memory to use: under the engine's eyes at once, if it runs.
 fn grew(pages: Range<usize>) {
-    if pages.len() >= LEAST
-        && let Some(process) = state::engine()
-    {
-        process.take_on(|found| found(pages));
+    match state::engine() {
+        Some(process) if pages.len() >= LEAST => {
+            process.take_on(|found| found(pages));
+        }
+        Some(_) => {}
+        None => monitor::grew(pages.len()),
     }
 }
 

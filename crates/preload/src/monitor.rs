@@ -3,7 +3,7 @@
 //! With the limit far away it sleeps: a program cannot have more in memory than it has mapped. Later it looks
 //! as often as memory could be used up at the fastest.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use userswap::{Engine, FaultMode, Process};
@@ -14,7 +14,7 @@ use userswap_sys::{futex, own};
 
 use crate::config::Config;
 use crate::tree::Tree;
-use crate::{maps, state};
+use crate::{exit, maps, state};
 
 /// How fast a program can take memory, in bytes a second: two CPUs that write zeros.
 const FASTEST: u64 = 4 << 30;
@@ -31,6 +31,43 @@ static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// The engine cannot be had in this process, and that was said.
 static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// Bytes by which the program's memory has grown since somebody looked.
+static GROWN: AtomicU64 = AtomicU64::new(0);
+
+/// Changes when the monitor shall look at once.
+static LOOK: AtomicU32 = AtomicU32::new(0);
+
+/// How long a program that grows waits for the engine to start.
+const START_WAIT: Duration = Duration::from_secs(2);
+
+/// The program has `bytes` more to use, and there is no engine yet. Near the limit it waits for the monitor to
+/// start one: it could be past the limit before the monitor next runs.
+pub(crate) fn grew(bytes: usize) {
+    let Some(config) = exit::config() else { return };
+    // Relaxed: a sum that is only compared with a limit.
+    let grown = GROWN.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+    if grown < config.limit / 32 || REFUSED.load(Ordering::Relaxed) {
+        return;
+    }
+    GROWN.store(0, Ordering::Relaxed);
+    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    // What has just been mapped may be used at once.
+    let soon = resident_set_bytes().unwrap_or(0) + bytes as u64;
+    if soon < config.limit / 2 {
+        return;
+    }
+    LOOK.fetch_add(1, Ordering::Relaxed);
+    futex::wake_all(&LOOK);
+    let since = Instant::now();
+    while soon > config.limit / 4 * 3
+        && state::engine().is_none()
+        && !REFUSED.load(Ordering::Relaxed)
+        && since.elapsed() < START_WAIT
+    {
+        std::thread::sleep(SHORTEST);
+    }
+}
 
 /// Waits until the monitor is asleep, and keeps it so until [`release`].
 pub(crate) fn hold() {
@@ -77,6 +114,7 @@ fn watch(config: &'static Config) {
     let tree = config.tree.as_deref().and_then(Tree::open);
     let mut own = OwnPart::default();
     loop {
+        let look = LOOK.load(Ordering::Relaxed);
         hold();
         let pause = {
             let resident = resident_set_bytes().unwrap_or(0);
@@ -100,7 +138,7 @@ fn watch(config: &'static Config) {
             }
         };
         release();
-        std::thread::sleep(pause);
+        futex::wait_for(&LOOK, look, pause);
     }
 }
 
