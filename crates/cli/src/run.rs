@@ -19,6 +19,7 @@ use crate::args::{FaultsArg, LimitArg, RunArgs};
 use crate::os;
 
 /// The file name of the library.
+#[cfg(not(feature = "bundled"))]
 const LIBRARY: &str = "libuserswap_preload.so";
 
 /// How often the program is looked at.
@@ -53,7 +54,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             (file, path)
         }
     };
-    let mut preload = library.into_os_string();
+    let mut preload = library.path().into_os_string();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
         preload.push(":");
         preload.push(others);
@@ -165,20 +166,50 @@ fn limit(wanted: LimitArg) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-/// Where the library is: beside this program, as built or installed.
-fn library() -> anyhow::Result<PathBuf> {
+/// The library that is loaded into the program.
+enum Library {
+    /// Beside this program, as built or installed.
+    File(PathBuf),
+    /// Carried by this program.
+    #[cfg_attr(
+        not(feature = "bundled"),
+        expect(dead_code, reason = "nothing is carried")
+    )]
+    Carried(File),
+}
+
+impl Library {
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::File(path) => path.clone(),
+            Self::Carried(file) => path_of(file),
+        }
+    }
+}
+
+#[cfg(feature = "bundled")]
+fn library() -> anyhow::Result<Library> {
+    let mut file = memory_file("libuserswap_preload.so")?;
+    file.write_all(include_bytes!(env!("USERSWAP_BUNDLED")))
+        .context("cannot unpack the library")?;
+    Ok(Library::Carried(file))
+}
+
+#[cfg(not(feature = "bundled"))]
+fn library() -> anyhow::Result<Library> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let folder = program.parent().unwrap_or(Path::new("/"));
     let places = ["", "deps", "../lib/userswap", "../lib"];
     let mut found = places
         .map(|place| folder.join(place).join(LIBRARY))
         .into_iter();
-    found.find(|path| path.is_file()).with_context(|| {
+    let found = found.find(|path| path.is_file()).with_context(|| {
         format!(
             "{LIBRARY} is not beside {}: `cargo build --release` makes it; copy it there",
             program.display()
         )
-    })
+    })?;
+    Ok(Library::File(found))
 }
 
 /// The file that `program` names.
