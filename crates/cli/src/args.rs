@@ -14,7 +14,7 @@ SIZE takes K, M, G (powers of 1024); DUR takes ns, us, ms, s; DEV is zram, zram:
 Exit status: 0 good, 1 data lost or a check failed, 2 bad arguments or not possible on this host,
 128+N stopped by signal N.";
 
-/// User-space swap for Linux: show that it is right, measure it, see what works on this host.
+/// User-space swap for Linux: run programs under a memory limit, show that it is right, measure it, see what works on this host.
 #[derive(Debug, Parser)]
 #[command(name = "userswap", version, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
