@@ -36,6 +36,23 @@ impl<F: Frames> Swap<F> {
         present
     }
 
+    /// If `page` is present by its word, but `is_gone` says, with its chunk locked, that it is not in memory: it was dropped
+    /// behind the protocol's back, and reads as zeros from now on. Returns whether it was so.
+    pub fn note_gone<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        page: usize,
+        is_gone: impl FnOnce() -> bool,
+    ) -> bool {
+        let (chunk, index) = split(page);
+        let mut locked = mm.table.lock(chunk);
+        let gone = locked.get(index).state() == PteState::Present && is_gone();
+        if gone {
+            locked.set(index, Pte::NONE);
+        }
+        gone
+    }
+
     /// The mapping moved, and what was `page` of `from` is now `to_page` of `to`, whose word says nothing
     /// yet: the word goes along. The caller keeps faults and swap-out away from both meanwhile, so that
     /// nobody sees the entry in no word at all (I1).

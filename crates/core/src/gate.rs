@@ -66,6 +66,13 @@ impl Gate {
         }
     }
 
+    /// In a child of fork, while the gate is closed: whoever was about to enter or leave in the parent is not here.
+    pub fn forget_users(&self) {
+        for shard in &self.inside {
+            shard.0.store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Lets users in again.
     pub fn reopen(&self) {
         self.closed.store(false, Ordering::SeqCst);

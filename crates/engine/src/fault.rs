@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use userswap_core::FaultError;
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::space::SpaceError;
+use userswap_sys::mapping::present_mask;
 use userswap_sys::signals::{self, Fault, Verdict, stderr_line};
 use userswap_sys::uffd::{Doorbell, Event, Outcome, PageFault, RawEvent};
 use userswap_sys::{Errno, cpu, inject};
@@ -70,7 +71,11 @@ fn on_sigbus_in_window(window: &RegionMemory, fault: Fault<'_>) -> Verdict {
     }
     let _inside = shared.moving.enter_in_fault();
     match window.resolve(page, fault.write().unwrap_or(true)) {
-        Ok(_) => Verdict::Handled,
+        Ok(Resolved::Mapped) => Verdict::Handled,
+        Ok(Resolved::ByOthers) => {
+            window.note_gone(page);
+            Verdict::Handled
+        }
         // The program has changed the mapping meanwhile: the access shall look again.
         Err(error) if is_unmapped(error) && window.is_swapped(page) => Verdict::Handled,
         // Not memory that was taken on: a file that was cut short, say.
@@ -249,18 +254,30 @@ fn on_event(shared: &Shared, fault: PageFault) {
     }
 }
 
+impl RegionMemory {
+    /// A page of a window that is there by its word faults: the program may have dropped it in a way that nobody sees.
+    fn note_gone(&self, page: usize) {
+        let is_gone = || present_mask(self.mm.space.address(page), 1) == Some(0);
+        if self.shared.swap.note_gone(&self.mm, page, is_gone) {
+            self.shared.budget.uncharge(1);
+        }
+    }
+}
+
 fn on_event_in_window(window: &RegionMemory, fault: PageFault) {
     let shared = &window.shared;
     let (space, at) = (&window.mm.space, fault.address & !(PAGE_SIZE - 1));
-    let admitted = shared.moving.admit(fault.thread, at);
-    if matches!(admitted, Admitted::PutOff) {
-        return;
-    }
     let page = (at - space.base()) / PAGE_SIZE;
-    match window.resolve(page, fault.write) {
+    let admitted = shared.moving.admit(fault.thread, at);
+    let resolved = match &admitted {
+        Admitted::PutOff => return,
+        Admitted::Inside(_) => window.resolve(page, fault.write),
+        Admitted::ForCloser(_) => window.resolve_alone(page, fault.write),
+    };
+    match resolved {
         // Mapping the page has woken everybody.
         Ok(Resolved::Mapped) => return,
-        Ok(Resolved::ByOthers) => {}
+        Ok(Resolved::ByOthers) => window.note_gone(page),
         // The program has changed the mapping meanwhile: the access shall look again.
         Err(error) if is_unmapped(error) => {}
         Err(error) => {

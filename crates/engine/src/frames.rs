@@ -63,7 +63,8 @@ pub(crate) struct FramePool {
     uffd: Uffd,
     blocks: Box<[Block_]>,
     staging: usize,
-    reserve: usize,
+    /// How many blocks with memory are kept for reuse.
+    reserve: AtomicUsize,
     lists: Mutex<Lists>,
     scratch_freed: Condvar,
     staging_freed: Condvar,
@@ -119,13 +120,19 @@ impl FramePool {
             uffd,
             blocks: (0..count).map(|_| Block_::default()).collect(),
             staging,
-            reserve,
+            reserve: AtomicUsize::new(reserve),
             lists: Mutex::new(lists),
             scratch_freed: Condvar::new(),
             staging_freed: Condvar::new(),
             scratch_most: AtomicUsize::new(0),
             filled: AtomicU64::new(0),
         })
+    }
+
+    /// Keeps no block for reuse from now on. Relaxed: whoever asks for this has not yet made the call that matters.
+    pub(crate) fn stop_recycling(&self) {
+        self.reserve.store(0, Ordering::Relaxed);
+        self.empty_reserve();
     }
 
     /// In a child of fork: gives the inherited frames a userfaultfd of the child's own.
@@ -252,7 +259,7 @@ impl FramePool {
                 .count_ones();
             let keep = filled >= REUSE_AT_LEAST && {
                 let mut lists = self.lists();
-                let room = lists.reusable.len() < self.reserve;
+                let room = lists.reusable.len() < self.reserve.load(Ordering::Relaxed);
                 if room {
                     lists.reusable.push(block);
                 }

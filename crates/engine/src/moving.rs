@@ -8,7 +8,7 @@
 //! threads that handle faults are never held up: the change itself may fault, on the stack of its
 //! thread say, and is let through.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use userswap_core::{Gate, Pass};
@@ -24,8 +24,10 @@ pub(crate) struct Moving {
     closer: AtomicU32,
     /// Held by the closer.
     changing: Mutex<()>,
-    /// Addresses that were touched while the gate was closed.
-    put_off: Mutex<Vec<usize>>,
+    /// Addresses that were touched while the gate was closed; 0: a free place.
+    put_off: Box<[AtomicUsize]>,
+    /// Faults being resolved though the gate is closed.
+    helping: AtomicU32,
 }
 
 /// What a fault may do.
@@ -33,10 +35,22 @@ pub(crate) struct Moving {
 pub(crate) enum Admitted<'a> {
     /// Move pages until this is dropped.
     Inside(#[expect(dead_code, reason = "kept for its drop")] Pass<'a>),
-    /// Move pages: the change waits for this very fault, that of its own thread or of a thread inside.
-    ForCloser,
+    /// Bring this one page, and move nothing else: the change waits for this very fault, that of its own
+    /// thread or of a thread inside.
+    ForCloser(#[expect(dead_code, reason = "kept for its drop")] Helping<'a>),
     /// Nothing: it is put off, and woken when the change is done.
     PutOff,
+}
+
+/// A fault being resolved though the gate is closed.
+#[derive(Debug)]
+pub(crate) struct Helping<'a>(&'a AtomicU32);
+
+impl Drop for Helping<'_> {
+    fn drop(&mut self) {
+        // Release: what was done for the fault happens before whoever waits sees zero.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 impl Moving {
@@ -45,8 +59,8 @@ impl Moving {
             gate: Gate::default(),
             closer: AtomicU32::new(0),
             changing: Mutex::new(()),
-            // A push never allocates.
-            put_off: Mutex::new(Vec::with_capacity(MOST_PUT_OFF)),
+            put_off: (0..MOST_PUT_OFF).map(|_| AtomicUsize::new(0)).collect(),
+            helping: AtomicU32::new(0),
         }
     }
 
@@ -81,20 +95,24 @@ impl Moving {
             // Relaxed: the closer's own fault comes after its store; nobody else has its number.
             // Nor do threads of ours touch what they have locked.
             if self.closer.load(Ordering::Relaxed) == thread || own::is_thread(thread) {
-                return Admitted::ForCloser;
+                self.helping.fetch_add(1, Ordering::Relaxed);
+                return Admitted::ForCloser(Helping(&self.helping));
             }
-            let mut put_off = self.put_off();
-            // Once more, under the lock that the closer takes after it has opened the gate: a fault put
-            // off here is one it will find.
-            if let Some(pass) = self.gate.enter() {
-                return Admitted::Inside(pass);
-            }
-            if put_off.len() < MOST_PUT_OFF {
-                put_off.push(address);
+            let Some(place) = self.put_off.iter().find(|place| {
+                // SeqCst: before the look at the gate below, as the closer opens it before it looks here.
+                let free = place.compare_exchange(0, address, Ordering::SeqCst, Ordering::SeqCst);
+                free.is_ok()
+            }) else {
+                std::thread::yield_now();
+                continue;
+            };
+            // Once more: a fault put off before the gate opens is one the closer will find.
+            let Some(pass) = self.gate.enter() else {
                 return Admitted::PutOff;
-            }
-            drop(put_off);
-            std::thread::yield_now();
+            };
+            // Found already, or not: woken once too often does no harm.
+            let _ = place.compare_exchange(address, 0, Ordering::SeqCst, Ordering::SeqCst);
+            return Admitted::Inside(pass);
         }
     }
 
@@ -109,8 +127,12 @@ impl Moving {
         }
     }
 
-    fn put_off(&self) -> MutexGuard<'_, Vec<usize>> {
-        lock(&self.put_off)
+    /// Waits until no fault is being resolved while the gate is closed.
+    fn wait_for_helpers(&self) {
+        // Acquire: pairs with the drop of `Helping`.
+        while self.helping.load(Ordering::Acquire) != 0 {
+            std::hint::spin_loop();
+        }
     }
 }
 
@@ -128,17 +150,32 @@ pub(crate) struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// In a child of fork: the thread goes on under another number.
+    /// Before a fork: what the thread is going to touch is in memory, and nobody is at work on it any more.
+    pub(crate) fn settle(&self) {
+        own::touch_thread();
+        self.moving.wait_for_helpers();
+    }
+
+    /// In a child of fork: the thread goes on under another number, and the others are not here.
     pub(crate) fn inherit(&self) {
         self.moving.closer.store(cpu::thread(), Ordering::Relaxed);
+        self.moving.gate.forget_users();
+        self.moving.helping.store(0, Ordering::Relaxed);
+        for place in &self.moving.put_off {
+            place.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Ends the change; `wake` is told each address that was touched meanwhile.
     pub(crate) fn end(self, mut wake: impl FnMut(usize)) {
         self.moving.closer.store(0, Ordering::Relaxed);
         self.moving.gate.reopen();
-        for address in self.moving.put_off().drain(..) {
-            wake(address);
+        for place in &self.moving.put_off {
+            // SeqCst: after the gate was opened, see `admit`.
+            let address = place.swap(0, Ordering::SeqCst);
+            if address != 0 {
+                wake(address);
+            }
         }
     }
 }
@@ -155,7 +192,7 @@ mod tests {
         assert!(matches!(inside, Admitted::Inside(_)));
         drop(inside);
         let change = moving.close();
-        assert!(matches!(moving.admit(me, 0x1000), Admitted::ForCloser));
+        assert!(matches!(moving.admit(me, 0x1000), Admitted::ForCloser(_)));
         assert!(matches!(moving.admit(me + 1, 0x2000), Admitted::PutOff));
         assert!(matches!(moving.admit(me + 2, 0x3000), Admitted::PutOff));
         let mut woken = Vec::new();

@@ -13,12 +13,14 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use userswap_core::PinResult;
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::mask;
 use userswap_core::page_table::CHUNK_PAGES;
+use userswap_sys::Errno;
 use userswap_sys::mapping::present_mask;
+use userswap_sys::own::{self, Within};
 use userswap_sys::signals::{self, Blocked};
-use userswap_sys::{Errno, own};
 
 use crate::engine::{Owner, open_faults_again, start_reclaimer};
 use crate::fault::Handlers;
@@ -43,9 +45,9 @@ pub struct Process {
 
 /// Everything that must stand still while the process forks.
 struct Forking {
-    _changes: RwLockWriteGuard<'static, ()>,
+    changes: RwLockWriteGuard<'static, ()>,
     change: Change<'static>,
-    _blocked: Blocked,
+    blocked: Blocked,
 }
 
 // SAFETY: a `Forking` is put away and taken out by one thread, the one that forks; in the child that is
@@ -100,7 +102,6 @@ impl Process {
         };
         if bytes < before {
             let _blocked = Blocked::new();
-            let _inside = shared.moving.enter();
             shared.lower_to(bytes);
         } else if bytes > before {
             shared.budget.set_limit(bytes);
@@ -116,10 +117,29 @@ impl Process {
         ]
     }
 
+    /// Leaves `range` to the system again, whatever was taken on of it: for memory that is to behave in ways that cannot
+    /// be followed.
+    pub fn leave_alone(&self, range: &Range<usize>) {
+        let _blocked = Blocked::new();
+        let _within = Within::new();
+        let _changes = self.changes_write();
+        if self.is_taken(range) {
+            self.release(range);
+        }
+    }
+
+    /// Frames are not used again from now on: the program makes system calls that may go on reading a page's memory after
+    /// they return.
+    pub fn stop_recycling(&self) {
+        self.shared.swap.frames().stop_recycling();
+    }
+
     /// Whether any of `range` is taken on.
     #[must_use]
     pub fn is_taken_on(&self, range: &Range<usize>) -> bool {
         let _blocked = Blocked::new();
+        let _within = Within::new();
+        let _changes = self.changes_read();
         self.is_taken(range)
     }
 
@@ -143,6 +163,7 @@ impl Process {
     /// No change of the address space that goes through here happens meanwhile.
     pub fn take_on(&self, find: impl FnOnce(&mut dyn FnMut(Range<usize>))) -> u64 {
         let _blocked = Blocked::new();
+        let _within = Within::new();
         let _changes = self.changes_write();
         let Some(ours) = own::ranges() else {
             // Not to be told apart: nothing more is taken on.
@@ -202,6 +223,7 @@ impl Process {
         // A fixed target is unmapped by the same call.
         let target = fixed.map(|start| start..start + new_len);
         let _blocked = Blocked::new();
+        let _within = Within::new();
         let _changes = self.changes_read();
         let target_taken = target.as_ref().is_some_and(|target| self.is_taken(target));
         if !self.is_taken(&old) && !target_taken {
@@ -228,6 +250,7 @@ impl Process {
     /// Writes what can be of `range` out. Returns how many pages left memory.
     pub fn page_out(&self, range: &Range<usize>) -> usize {
         let _blocked = Blocked::new();
+        let _within = Within::new();
         let mut pages = 0;
         for (window, part) in windows_of(range) {
             for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
@@ -249,10 +272,11 @@ impl Process {
         let blocked = Blocked::new();
         let changes = self.changes_write();
         let change = self.shared.moving.close();
+        change.settle();
         *lock(&self.forking) = Some(Forking {
-            _changes: changes,
+            changes,
             change,
-            _blocked: blocked,
+            blocked,
         });
     }
 
@@ -271,8 +295,13 @@ impl Process {
         } else {
             Ok(())
         };
-        let Forking { change, .. } = forking;
+        let Forking {
+            change,
+            changes,
+            blocked,
+        } = forking;
         self.end(change);
+        drop((changes, blocked));
         if child {
             // With SIGBUS blocked, a touch of swapped memory would be the end.
             signals::open_faults();
@@ -316,16 +345,92 @@ impl Process {
         }
         // Until they all run, each resolves its own faults.
         shared.start.wait_for(threads);
-        let mut opened = Ok(());
+        self.keep_what_threads_need();
         if shared.mode == FaultMode::Thread {
             let change = shared.moving.close();
-            opened = open_faults_again(&shared.uffd, FaultMode::Thread)
-                .and_then(|()| self.register_all());
+            let opened = open_faults_again(&shared.uffd, FaultMode::Thread);
+            if let Err(error) = opened {
+                self.end(change);
+                shared.start.open();
+                return Err(error);
+            }
+            shared.inline_for_now.store(false, Ordering::Relaxed);
+            shared.start.open();
+            let registered = self.register_all();
             self.end(change);
+            if let Err(error) = registered {
+                signals::stderr_line(format_args!(
+                    "userswap: {error}: what is swapped out would be lost; ending the process"
+                ));
+                std::process::abort();
+            }
         }
         shared.inline_for_now.store(false, Ordering::Relaxed);
         shared.start.open();
-        opened
+        Ok(())
+    }
+
+    /// Pins what threads of ours need and the program's heap holds: libc keeps their thread-local variables there.
+    fn keep_what_threads_need(&self) {
+        for range in own::ranges().into_iter().flatten() {
+            for part in self.taken_parts(&range) {
+                let first = part.start & !(PAGE_SIZE - 1);
+                for address in (first..part.end).step_by(PAGE_SIZE) {
+                    let Some(window) = windows::find(address) else {
+                        continue;
+                    };
+                    let page = (address - window.mm.space.base()) / PAGE_SIZE;
+                    while self.shared.swap.pin(&window.mm, page) == PinResult::NotPresent
+                        && window.resolve(page, true).is_ok()
+                    {}
+                }
+            }
+        }
+    }
+
+    /// Brings everything back and leaves the program's memory to the system: where system calls on swapped-out memory
+    /// cannot be made to work. The limit is not held any more.
+    pub fn retire(&'static self) {
+        let _blocked = Blocked::new();
+        let _changes = self.changes_write();
+        let taken: Vec<_> = {
+            let taken = self.taken();
+            taken.iter().map(|(&start, &end)| start..end).collect()
+        };
+        for range in taken {
+            self.release(&range);
+        }
+    }
+
+    /// Brings `range` back into memory and leaves it to the system. Called with `changes` held.
+    fn release(&self, range: &Range<usize>) {
+        loop {
+            for (at, pages) in windows_of(range) {
+                let Some(window) = windows::find(at) else {
+                    continue;
+                };
+                for page in pages.filter(|&page| window.is_swapped(page)) {
+                    // A page that cannot be read says so when it is touched.
+                    let _ = window.resolve_alone(page, true);
+                }
+            }
+            let change = self.shared.moving.close();
+            let left = windows_of(range).any(|(at, mut pages)| {
+                windows::find(at).is_some_and(|window| pages.any(|page| window.is_swapped(page)))
+            });
+            if left {
+                self.end(change);
+                continue;
+            }
+            for part in self.taken_parts(range) {
+                self.forget(&part);
+                // SAFETY: nothing of the range is swapped out: what is missing stands for zeros.
+                let _ = unsafe { self.shared.uffd.unregister(part.start, part.len()) };
+                self.give_up(&part);
+            }
+            self.end(change);
+            return;
+        }
     }
 
     /// Registers every range taken on with a userfaultfd that has just been opened.
@@ -358,6 +463,7 @@ impl Process {
         then: impl FnOnce(isize),
     ) -> isize {
         let _blocked = Blocked::new();
+        let _within = Within::new();
         let _changes = self.changes_read();
         if !self.is_taken(range) {
             return call();

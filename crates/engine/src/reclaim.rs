@@ -151,14 +151,20 @@ impl Shared {
         let mut steps = 64 + 2 * self.chunks();
         while steps > 0 && self.used_bytes() > limit {
             steps -= 1;
-            match self.reclaim_step() {
+            // Step by step: a change of the address space may be waiting.
+            let step = {
+                let _inside = self.moving.enter();
+                self.reclaim_step()
+            };
+            match step {
                 Step::Worked => {}
                 Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
                 Step::InVain | Step::Nothing => break,
             }
         }
-        self.compact_store();
         self.reclaimer.ring();
+        let _inside = self.moving.enter();
+        self.compact_store();
     }
 
     /// Does a bounded piece of work towards free memory.

@@ -207,6 +207,31 @@ impl RegionMemory {
         self.shared.resolve(self, page, write)
     }
 
+    /// Brings one page in and touches nothing else, whatever the limit says: for a fault that a change of the
+    /// address space waits for.
+    pub(crate) fn resolve_alone(&self, page: usize, write: bool) -> Result<Resolved, FaultError> {
+        let shared = &*self.shared;
+        let access = Access {
+            page,
+            write,
+            max_pages: 1,
+            wait: true,
+        };
+        loop {
+            shared.budget.force(1);
+            let fault = shared.swap.fault(&self.mm, access);
+            shared.budget.uncharge(1 - fault.unwrap_or(0) as u64);
+            match fault {
+                Ok(0) if !self.is_present(page) => {}
+                Ok(0) => return Ok(Resolved::ByOthers),
+                Ok(_) => return Ok(Resolved::Mapped),
+                Err(FaultError::NoFrames) => shared.swap.frames().wait_for_scratch(),
+                Err(FaultError::Space(SpaceError::Again)) => std::thread::yield_now(),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     pub(crate) fn is_swapped(&self, page: usize) -> bool {
         matches!(self.mm.table.load(page).state(), PteState::Swapped(_))
     }

@@ -7,6 +7,10 @@ use userswap_sys::signals::{Blocked, stderr_line};
 
 use crate::Error;
 
+/// Bytes of address space for a thread's stack. Larger than any that libc keeps from threads of the program that have
+/// ended, in memory that may be swapped.
+pub(crate) const STACK_BYTES: usize = 72 << 20;
+
 /// Why joining one cannot fail.
 pub(crate) const ENDS_WELL: &str = "a thread that panics ends the process";
 
@@ -18,6 +22,7 @@ pub(crate) fn start(
 ) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new()
         .name(name)
+        .stack_size(STACK_BYTES)
         .spawn(|| run(body))
         .map_err(|error| Error::System {
             what,

@@ -5,11 +5,12 @@
 //! come from an allocator over such pieces.
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use dlmalloc::Dlmalloc;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use userswap_sys::{PAGE_SIZE, own};
+use userswap_sys::{PAGE_SIZE, futex, own};
 
 /// Bytes from which on a piece is a mapping of its own.
 const LARGE: usize = 64 << 10;
@@ -52,15 +53,44 @@ unsafe impl dlmalloc::Allocator for Pieces {
 }
 
 /// The library's allocator.
-pub(crate) struct Own(Mutex<Dlmalloc<Pieces>>);
+pub(crate) struct Own {
+    /// 1 while somebody uses `small`, or forks. Not a mutex: a fork takes it in one call and gives it back in another,
+    /// on both sides.
+    busy: AtomicU32,
+    small: UnsafeCell<Dlmalloc<Pieces>>,
+}
+
+// SAFETY: `small` is used only while `busy` is held.
+unsafe impl Sync for Own {}
 
 impl Own {
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(Dlmalloc::new_with_allocator(Pieces)))
+        Self {
+            busy: AtomicU32::new(0),
+            small: UnsafeCell::new(Dlmalloc::new_with_allocator(Pieces)),
+        }
     }
 
-    fn small(&self) -> MutexGuard<'_, Dlmalloc<Pieces>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until nobody allocates, and keeps it so until [`Own::release`].
+    pub(crate) fn hold(&self) {
+        // Acquire: what the last user did is seen.
+        while self.busy.swap(1, Ordering::Acquire) != 0 {
+            futex::wait(&self.busy, 1);
+        }
+    }
+
+    /// Ends [`Own::hold`].
+    pub(crate) fn release(&self) {
+        self.busy.store(0, Ordering::Release);
+        futex::wake_all(&self.busy);
+    }
+
+    fn with_small<R>(&self, use_it: impl FnOnce(&mut Dlmalloc<Pieces>) -> R) -> R {
+        self.hold();
+        // SAFETY: held, so this is the only reference; `use_it` does not come back here.
+        let result = use_it(unsafe { &mut *self.small.get() });
+        self.release();
+        result
     }
 }
 
@@ -72,7 +102,7 @@ unsafe impl GlobalAlloc for Own {
             return map(layout.size());
         }
         // SAFETY: dlmalloc takes any size and any power of two as alignment.
-        unsafe { self.small().malloc(layout.size(), layout.align()) }
+        unsafe { self.with_small(|small| small.malloc(layout.size(), layout.align())) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -81,7 +111,7 @@ unsafe impl GlobalAlloc for Own {
             return map(layout.size());
         }
         // SAFETY: as above.
-        unsafe { self.small().calloc(layout.size(), layout.align()) }
+        unsafe { self.with_small(|small| small.calloc(layout.size(), layout.align())) }
     }
 
     unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
@@ -90,7 +120,7 @@ unsafe impl GlobalAlloc for Own {
             unsafe { unmap(piece, layout.size()) };
         } else {
             // SAFETY: the caller gives back a piece with the layout it was made with.
-            unsafe { self.small().free(piece, layout.size(), layout.align()) };
+            unsafe { self.with_small(|small| small.free(piece, layout.size(), layout.align())) };
         }
     }
 }

@@ -1,17 +1,21 @@
 //! The program's system calls that change its address space, its processes or our descriptors.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_long};
 use userswap::Process;
 use userswap_hook::{Call, Decision, Handlers};
 use userswap_sys::PAGE_SIZE;
+use userswap_sys::signals::Blocked;
 
 use crate::maps::LEAST;
-use crate::{exit, monitor, raw, state};
+use crate::{exit, forks, monitor, raw, stacks, state};
 
 /// The calls looked at.
-const WANTED: [c_long; 14] = [
+const WANTED: [c_long; 16] = [
+    libc::SYS_vmsplice,
+    libc::SYS_setsockopt,
     libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,
@@ -28,6 +32,9 @@ const WANTED: [c_long; 14] = [
     libc::SYS_exit_group,
 ];
 
+const MADV_DONTNEED_LOCKED: c_int = 24;
+const MADV_GUARD_INSTALL: c_int = 102;
+
 /// Looks at the program's system calls.
 pub(crate) struct Calls;
 
@@ -41,9 +48,15 @@ impl Handlers for Calls {
             return Decision::Run;
         }
         match call.nr as c_long {
-            libc::SYS_munmap => change(call, |process, call| {
-                process.unmap(range(call.args[0], call.args[1]), || make(call))
-            }),
+            libc::SYS_munmap => {
+                let decision = change(call, |process, call| {
+                    process.unmap(range(call.args[0], call.args[1]), || make(call))
+                });
+                if decision == Decision::Return(0) {
+                    stacks::forget(&range(call.args[0], call.args[1]));
+                }
+                decision
+            }
             libc::SYS_mmap if call.args[3] as c_int & libc::MAP_FIXED != 0 => {
                 let decision = change(call, |process, call| {
                     process.unmap(range(call.args[0], call.args[1]), || make(call))
@@ -58,9 +71,20 @@ impl Handlers for Calls {
             libc::SYS_madvise => change(call, advise),
             libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
                 monitor::hold();
+                forks::begin();
                 if let Some(process) = state::engine() {
                     process.fork_begin();
                 }
+                crate::OWN.hold();
+                Decision::Run
+            }
+            // What these send may be read from memory after they return.
+            libc::SYS_vmsplice => {
+                stop_recycling();
+                Decision::Run
+            }
+            libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {
+                stop_recycling();
                 Decision::Run
             }
             libc::SYS_close | libc::SYS_close_range | libc::SYS_dup2 | libc::SYS_dup3 => {
@@ -83,11 +107,20 @@ impl Handlers for Calls {
             libc::SYS_mprotect if result == 0 => {
                 let writable = libc::PROT_READ | libc::PROT_WRITE;
                 if call.args[2] as c_int == writable {
-                    grew(range(call.args[0], call.args[1]));
+                    // Of what kind the memory is cannot be told from here.
+                    let pages = range(call.args[0], call.args[1]);
+                    match state::engine() {
+                        Some(_) => monitor::search_later(pages.len()),
+                        None => monitor::grew(pages.len()),
+                    }
                 }
             }
-            libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
-                forked(result == 0);
+            libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork => {
+                // Its arguments may be gone by now: a new thread comes here, too.
+                if let Some(child) = forks::side() {
+                    crate::OWN.release();
+                    forked(child);
+                }
             }
             _ => {}
         }
@@ -156,6 +189,11 @@ fn advise(process: &Process, call: &Call) -> isize {
             now.args[2] = libc::MADV_DONTNEED as usize;
             process.discard(range, || make(&now))
         }
+        // These act on what is in memory, or at the next fork, in ways that the engine does not follow.
+        libc::MADV_DONTFORK | libc::MADV_WIPEONFORK | MADV_DONTNEED_LOCKED | MADV_GUARD_INSTALL => {
+            process.leave_alone(&range);
+            make(call)
+        }
         libc::MADV_PAGEOUT if process.is_taken_on(&range) => {
             process.page_out(&range);
             0
@@ -167,8 +205,13 @@ fn advise(process: &Process, call: &Call) -> isize {
 /// A mapping was made.
 fn mapped(call: &Call, result: isize) {
     let flags = call.args[3] as c_int;
-    let anonymous = flags & libc::MAP_ANONYMOUS != 0 && flags & libc::MAP_PRIVATE != 0;
-    if result <= 0 || !anonymous {
+    // Stacks stay, and huge pages cannot be taken apart.
+    let other = libc::MAP_HUGETLB | libc::MAP_GROWSDOWN | libc::MAP_STACK;
+    let kind = flags & (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | other);
+    if result > 0 && flags & (libc::MAP_STACK | libc::MAP_GROWSDOWN) != 0 {
+        stacks::note(&range(result as usize, call.args[1]));
+    }
+    if result <= 0 || kind != libc::MAP_ANONYMOUS | libc::MAP_PRIVATE {
         return;
     }
     let writable = (libc::PROT_READ | libc::PROT_WRITE) as usize;
@@ -183,7 +226,7 @@ fn grew(pages: Range<usize>) {
         Some(process) if pages.len() >= LEAST => {
             process.take_on(|found| found(pages));
         }
-        Some(_) => {}
+        Some(_) => monitor::search_later(pages.len()),
         None => monitor::grew(pages.len()),
     }
 }
@@ -215,6 +258,22 @@ fn forked(child: bool) {
         ));
         std::process::abort();
     }
+}
+
+fn stop_recycling() {
+    RECYCLE.store(false, Ordering::Relaxed);
+    if let Some(process) = state::engine() {
+        let _blocked = Blocked::new();
+        process.stop_recycling();
+    }
+}
+
+/// Whether frames may be used again: the program has made no call that goes on reading memory after it returns.
+static RECYCLE: AtomicBool = AtomicBool::new(true);
+
+/// Whether the program has made such a call.
+pub(crate) fn may_recycle() -> bool {
+    RECYCLE.load(Ordering::Relaxed)
 }
 
 /// Descriptors of ours stay open: closing one would turn what is swapped out into zeros.

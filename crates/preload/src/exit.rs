@@ -8,6 +8,7 @@ use userswap::{FaultMode, Process};
 use userswap_hook::Bypass;
 use userswap_sys::PAGE_SIZE;
 use userswap_sys::host::resident_set_bytes;
+use userswap_sys::own::Within;
 use userswap_sys::signals::{Blocked, stderr_line};
 
 use crate::config::Config;
@@ -33,7 +34,7 @@ pub(crate) fn finish() {
     if DONE.swap(true, Ordering::Relaxed) {
         return;
     }
-    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    let (_bypass, _blocked, _within) = (Bypass::new(), Blocked::new(), Within::new());
     if let Some(path) = &config.stats {
         append(path, &statistics(config).to_string());
     }

@@ -2,16 +2,18 @@
 //! memory, without the program's knowledge.
 //!
 //! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `tree`
-//! (the limit shared with other processes), `raw`, `state` (whether the engine runs), `exit` (what is said at the end), `calls`
+//! (the limit shared with other processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine runs), `exit` (what is said at the end), `calls`
 //! (the program's system calls), `monitor` (the thread that watches memory use), `start` (this file).
 
 mod alloc;
 mod calls;
 pub mod config;
 mod exit;
+mod forks;
 mod maps;
 mod monitor;
 mod raw;
+mod stacks;
 mod state;
 pub mod tree;
 
@@ -34,6 +36,13 @@ extern "C" fn start() {
         return;
     };
     let config: &'static Config = Box::leak(Box::new(config));
+    if !forks::prepare() {
+        stderr_line(format_args!(
+            "userswap: this kernel cannot tell a forked child (MADV_WIPEONFORK): the limit is not held in process {}",
+            std::process::id()
+        ));
+        return;
+    }
     if let Err(error) = userswap_hook::install(&calls::Calls) {
         stderr_line(format_args!(
             "userswap: {error}: the limit is not held in process {}",
@@ -56,9 +65,13 @@ extern "C" fn in_child() {
         && let Err(error) = state::while_starting(|| process.start_threads())
     {
         stderr_line(format_args!(
-            "userswap: {error}: memory is swapped in more slowly in process {}",
+            "userswap: {error}: the limit is not held in process {}",
             std::process::id()
         ));
+        // Its system calls on swapped-out memory would fail.
+        process.retire();
+        state::end();
+        monitor::give_up();
     }
     monitor::start(config);
 }

@@ -14,7 +14,7 @@ use userswap_sys::{futex, own};
 
 use crate::config::Config;
 use crate::tree::Tree;
-use crate::{exit, maps, state};
+use crate::{calls, exit, maps, stacks, state};
 
 /// How fast a program can take memory, in bytes a second: two CPUs that write zeros.
 const FASTEST: u64 = 4 << 30;
@@ -34,6 +34,27 @@ static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// Bytes by which the program's memory has grown since somebody looked.
 static GROWN: AtomicU64 = AtomicU64::new(0);
+
+/// Memory has grown in ways that are not followed one by one: what is there shall be looked for.
+static SEARCH: AtomicBool = AtomicBool::new(false);
+
+/// Bytes that have come since the last search and may be swappable.
+static UNSEARCHED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that are worth a search.
+const WORTH_SEARCHING: u64 = 1 << 20;
+
+/// `bytes` may have become swappable that were not taken on when they came.
+pub(crate) fn search_later(bytes: usize) {
+    let bytes = bytes as u64;
+    // Relaxed: a sum that is only compared.
+    if UNSEARCHED.fetch_add(bytes, Ordering::Relaxed) + bytes >= WORTH_SEARCHING {
+        UNSEARCHED.store(0, Ordering::Relaxed);
+        SEARCH.store(true, Ordering::Relaxed);
+        LOOK.fetch_add(1, Ordering::Relaxed);
+        futex::wake_all(&LOOK);
+    }
+}
 
 /// Changes when the monitor shall look at once.
 static LOOK: AtomicU32 = AtomicU32::new(0);
@@ -88,7 +109,8 @@ pub(crate) fn start(config: &'static Config) {
     let _bypass = Bypass::new();
     let started = std::thread::Builder::new()
         .name("userswap".into())
-        .stack_size(2 << 20)
+        // Larger than any that libc keeps from threads of the program, in memory that may be swapped.
+        .stack_size(72 << 20)
         .spawn(move || {
             // For good: nothing this thread does is the program's.
             std::mem::forget(Bypass::new());
@@ -99,6 +121,11 @@ pub(crate) fn start(config: &'static Config) {
     if started.is_err() {
         refuse("no thread can be started");
     }
+}
+
+/// The engine cannot be had in this process, which has been said.
+pub(crate) fn give_up() {
+    REFUSED.store(true, Ordering::Relaxed);
 }
 
 fn refuse(why: &str) {
@@ -132,6 +159,9 @@ fn watch(config: &'static Config) {
                 }
                 None => pause(limit / 2, resident),
                 Some(process) => {
+                    if SEARCH.swap(false, Ordering::Relaxed) {
+                        take_on(process);
+                    }
                     keep(process, limit, resident);
                     pause(limit, resident)
                 }
@@ -206,7 +236,11 @@ fn begin(config: &Config, limit: u64) {
         Err(error) => return refuse(&error.to_string()),
     };
     if !state::begin(process) {
+        state::end();
         return refuse("a change of the address space does not end");
+    }
+    if !calls::may_recycle() {
+        process.stop_recycling();
     }
     take_on(process);
     process.note_resident(resident_set_bytes().unwrap_or(0));
@@ -241,7 +275,10 @@ pub(crate) fn take_on(process: &Process) {
             .filter(|range| range.len() == 1)
             .map(|range| range.start)
             .collect();
-        maps::swappable(&maps, &program, &stacks, found);
+        let threads = stacks::ranges();
+        maps::swappable(&maps, &program, &stacks, |range| {
+            stacks::without(range, &threads, &mut *found);
+        });
     });
 }
 

@@ -56,6 +56,11 @@ pub(crate) fn only_this_thread() {
     UNSEEN.store(0, Ordering::SeqCst);
 }
 
+/// The engine is not to be used any more: it has nothing.
+pub(crate) fn end() {
+    ENGINE.store(std::ptr::null_mut(), Ordering::SeqCst);
+}
+
 /// Makes `engine` the one that changes go through. `false`: a change that began before does not end; nothing may be
 /// taken on then.
 pub(crate) fn begin(engine: &'static Process) -> bool {

@@ -29,6 +29,14 @@ static TABLE: [Row; ROWS] = [const {
 /// The numbers of threads of ours; 0: a free place.
 static THREADS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
+/// What threads of ours need: as many rows as threads, twice.
+static THREAD_TABLE: [Row; 2 * 256] = [const {
+    Row {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+    }
+}; 2 * 256];
+
 static LOST: AtomicBool = AtomicBool::new(false);
 
 /// A row being written has this start: not free, and not valid yet.
@@ -36,7 +44,11 @@ const CLAIMED: usize = 1;
 
 /// Notes a range of ours.
 pub fn note(range: &Range<usize>) {
-    for row in &TABLE {
+    note_in(&TABLE, range);
+}
+
+fn note_in(table: &[Row], range: &Range<usize>) {
+    for row in table {
         let free = row
             .start
             .compare_exchange(0, CLAIMED, Ordering::Relaxed, Ordering::Relaxed);
@@ -73,7 +85,7 @@ pub fn note_thread() {
     });
     let on_stack = 0u8;
     let stack = std::ptr::from_ref(&on_stack) as usize;
-    note(&(stack..stack + 1));
+    note_in(&THREAD_TABLE, &(stack..stack + 1));
     #[cfg(target_arch = "x86_64")]
     {
         let dtv: usize;
@@ -83,11 +95,68 @@ pub fn note_thread() {
             std::arch::asm!("mov {}, fs:[8]", out(reg) dtv, options(nostack, readonly, preserves_flags));
         }
         // One entry lies before the address; a table of 200 modules is shorter than a page.
-        note(&(dtv - 16..dtv + PAGE_SIZE));
+        note_in(&THREAD_TABLE, &(dtv - 16..dtv + PAGE_SIZE));
     }
 }
 
-/// Whether `thread` is one that was noted.
+/// A thread of the program that is inside our code, where it may hold locks that others wait for.
+///
+/// While one of these lives, [`is_thread`] says yes for the thread: its faults are not to be put off.
+#[derive(Debug)]
+#[must_use = "the thread is inside only while this lives"]
+pub struct Within(Option<&'static AtomicU32>);
+
+impl Within {
+    /// This thread comes in; they nest.
+    pub fn new() -> Self {
+        let me = crate::cpu::thread();
+        // Where there is no place, its faults may be put off: only slower, unless a lock is waited for meanwhile.
+        Within(THREADS.iter().find(|place| {
+            place
+                .compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        }))
+    }
+}
+
+impl Default for Within {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        if let Some(place) = self.0 {
+            place.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Touches what the calling thread needs for its next steps: some pages of its stack, and its control block.
+pub fn touch_thread() {
+    const BELOW: usize = 4 * PAGE_SIZE;
+    let mut below = [0u8; BELOW];
+    for byte in below.iter_mut().step_by(PAGE_SIZE / 2) {
+        *byte = 1;
+    }
+    std::hint::black_box(&mut below);
+    #[cfg(target_arch = "x86_64")]
+    {
+        let control: usize;
+        // SAFETY: reads the first word of the thread's control block, which holds its own address.
+        unsafe {
+            std::arch::asm!("mov {}, fs:[0]", out(reg) control, options(nostack, readonly, preserves_flags));
+        }
+        for offset in [0, 0x700] {
+            // SAFETY: inside the control block of libc, which is longer.
+            let byte = unsafe { ((control + offset) as *const u8).read_volatile() };
+            std::hint::black_box(byte);
+        }
+    }
+}
+
+/// Whether `thread` is one that was noted, or is inside.
 pub fn is_thread(thread: u32) -> bool {
     thread != 0
         && THREADS
@@ -100,12 +169,15 @@ pub fn forget_threads() {
     for place in &THREADS {
         place.store(0, Ordering::Relaxed);
     }
+    for row in &THREAD_TABLE {
+        row.start.store(0, Ordering::Relaxed);
+    }
 }
 
 /// What is ours, in no order; a range of one byte stands for the whole mapping it is in. `None`: it is more than
 /// could be noted.
 pub fn ranges() -> Option<impl Iterator<Item = Range<usize>>> {
-    let told = TABLE.iter().filter_map(|row| {
+    let told = TABLE.iter().chain(&THREAD_TABLE).filter_map(|row| {
         let start = row.start.load(Ordering::Acquire);
         (start > CLAIMED).then(|| start..row.end.load(Ordering::Relaxed))
     });
@@ -125,6 +197,19 @@ mod tests {
         assert!(told());
         forget(&ours);
         assert!(!told());
+    }
+
+    #[test]
+    fn a_thread_inside_is_one_of_ours_until_it_leaves() {
+        let me = crate::cpu::thread();
+        assert!(!is_thread(me));
+        {
+            let _within = Within::new();
+            let _again = Within::new();
+            assert!(is_thread(me));
+        }
+        assert!(!is_thread(me));
+        touch_thread();
     }
 
     #[test]

@@ -307,3 +307,48 @@ fn threads_that_change_the_address_space_and_fault_do_not_meet() {
     unmap(process, kept);
     assert_eq!(process.stats().bugs, 0);
 }
+
+#[test]
+fn pages_dropped_unseen_read_as_zeros() {
+    let Some((process, _turn)) = process() else {
+        return;
+    };
+    let range = map(MIB);
+    fill(&range, 10);
+    take_on(process, &range);
+    // SAFETY: this test's mapping.
+    let dropped = unsafe { libc::madvise(range.start as *mut _, range.len(), libc::MADV_DONTNEED) };
+    assert_eq!(dropped, 0);
+    for page in range.clone().step_by(PAGE) {
+        // SAFETY: in this test's mapping.
+        assert_eq!(unsafe { word(page).read_volatile() }, 0);
+    }
+    unmap(process, range);
+    assert_eq!(process.stats().bugs, 0);
+}
+
+#[test]
+fn what_is_left_to_the_system_again_has_its_contents() {
+    let Some((process, _turn)) = process() else {
+        return;
+    };
+    let range = map(4 * MIB);
+    fill(&range, 11);
+    take_on(process, &range);
+    process.page_out(&range);
+    let middle = range.start + MIB..range.end - MIB;
+    process.leave_alone(&middle);
+    assert!(!process.is_taken_on(&middle) && process.is_taken_on(&range));
+    assert_eq!(wrong(&range, range.start, 11), 0);
+    process.page_out(&range);
+    assert_eq!(wrong(&range, range.start, 11), 0);
+    take_on(process, &range);
+    process.page_out(&range);
+    process.retire();
+    assert_eq!(process.taken_bytes(), 0);
+    assert_eq!(process.stats().swapped_bytes, 0);
+    assert_eq!(wrong(&range, range.start, 11), 0);
+    // SAFETY: a mapping of this test's, which uses it no more.
+    let unmapped = unsafe { libc::munmap(range.start as *mut _, range.len()) };
+    assert_eq!(unmapped, 0);
+}
