@@ -4,63 +4,26 @@
 //! what every thread runs on.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// More stacks than this are treated as other memory is.
-const ROWS: usize = 4096;
+use userswap_sys::ranges::Ranges;
 
-/// A start of 0: free; of 1: being written. No lock: a fork may come at any moment.
-struct Row {
-    start: AtomicUsize,
-    end: AtomicUsize,
-}
-
-static TABLE: [Row; ROWS] = [const {
-    Row {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-    }
-}; ROWS];
-
-/// Rows that were ever used: readers look no further.
-static USED: AtomicUsize = AtomicUsize::new(0);
+/// Mappings made for stacks. More of them than this are treated as other memory is.
+static STACKS: Ranges<4096> = Ranges::new();
 
 /// A stack was mapped.
 pub(crate) fn note(range: &Range<usize>) {
-    let mut rows = TABLE.iter().enumerate();
-    let free = rows.find(|(_, row)| {
-        let claimed = row
-            .start
-            .compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed);
-        claimed.is_ok()
-    });
-    if let Some((at, row)) = free {
-        row.end.store(range.end, Ordering::Relaxed);
-        // Release: whoever sees the start sees the end.
-        row.start.store(range.start, Ordering::Release);
-        USED.fetch_max(at + 1, Ordering::Release);
-    }
+    // Without room it is as if it were none.
+    STACKS.note(range);
 }
 
 /// `range` is unmapped: what is left of a stack in it is no stack any more.
 pub(crate) fn forget(range: &Range<usize>) {
-    for row in &TABLE[..USED.load(Ordering::Acquire)] {
-        let start = row.start.load(Ordering::Acquire);
-        if start > 1 && start < range.end && row.end.load(Ordering::Relaxed) > range.start {
-            row.start.store(0, Ordering::Relaxed);
-        }
-    }
+    STACKS.forget(|stack| stack.start < range.end && stack.end > range.start);
 }
 
 /// All of them, ascending.
 pub(crate) fn ranges() -> Vec<Range<usize>> {
-    let rows = TABLE[..USED.load(Ordering::Acquire)].iter();
-    let mut ranges: Vec<_> = rows
-        .filter_map(|row| {
-            let start = row.start.load(Ordering::Acquire);
-            (start > 1).then(|| start..row.end.load(Ordering::Relaxed))
-        })
-        .collect();
+    let mut ranges: Vec<_> = STACKS.iter().collect();
     ranges.sort_unstable_by_key(|range| range.start);
     ranges
 }

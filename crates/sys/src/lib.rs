@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`timing`] | the monotonic clock |
 //! | [`cpu`] | which CPU a thread runs on, and pinning |
+//! | [`ranges`] | a table of address ranges without a lock |
 //! | [`own`] | what in this process is ours and must stay in memory |
 //! | [`futex`] | sleeping on a word |
 //! | [`mapping`] | anonymous memory: reserve, advise, discard, populate |
@@ -24,6 +25,7 @@ pub mod host;
 pub mod inject;
 pub mod mapping;
 pub mod own;
+pub mod ranges;
 pub mod signals;
 pub mod timing;
 pub mod uffd;

@@ -2,75 +2,34 @@
 //!
 //! Where userswap swaps a program's own memory, its tables, frames and thread stacks lie among it. Whoever
 //! makes such memory notes it here, and whoever looks for memory to swap leaves it out.
-//!
-//! Guarantee: what was noted before [`ranges`] is called is told. Mechanism: a row is written end
-//! first, and is valid from the moment its start is there; it goes in the opposite order.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::PAGE_SIZE;
+use crate::ranges::Ranges;
 
-/// More mappings of ours than this cannot be told from the program's.
-const ROWS: usize = 1024;
+/// Mappings of ours. More of them than this cannot be told from the program's.
+static TABLE: Ranges<1024> = Ranges::new();
 
-struct Row {
-    start: AtomicUsize,
-    end: AtomicUsize,
-}
-
-static TABLE: [Row; ROWS] = [const {
-    Row {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-    }
-}; ROWS];
+/// What threads of ours need, two rows each.
+static THREAD_TABLE: Ranges<512> = Ranges::new();
 
 /// The numbers of threads of ours; 0: a free place.
 static THREADS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
-/// What threads of ours need: as many rows as threads, twice.
-static THREAD_TABLE: [Row; 2 * 256] = [const {
-    Row {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-    }
-}; 2 * 256];
-
 static LOST: AtomicBool = AtomicBool::new(false);
-
-/// A row being written has this start: not free, and not valid yet.
-const CLAIMED: usize = 1;
 
 /// Notes a range of ours.
 pub fn note(range: &Range<usize>) {
-    note_in(&TABLE, range);
-}
-
-fn note_in(table: &[Row], range: &Range<usize>) {
-    for row in table {
-        let free = row
-            .start
-            .compare_exchange(0, CLAIMED, Ordering::Relaxed, Ordering::Relaxed);
-        if free.is_ok() {
-            row.end.store(range.end, Ordering::Relaxed);
-            // Release: whoever sees the start sees the end.
-            row.start.store(range.start, Ordering::Release);
-            return;
-        }
+    if !TABLE.note(range) {
+        LOST.store(true, Ordering::Relaxed);
     }
-    LOST.store(true, Ordering::Relaxed);
 }
 
 /// A range noted before is gone.
 pub fn forget(range: &Range<usize>) {
-    let row = TABLE.iter().find(|row| {
-        row.start.load(Ordering::Acquire) == range.start
-            && row.end.load(Ordering::Relaxed) == range.end
-    });
-    if let Some(row) = row {
-        row.start.store(0, Ordering::Release);
-    }
+    TABLE.forget(|noted| noted == range);
 }
 
 /// Notes what the calling thread, one of ours, needs to run: the memory its stack is in, and its table of thread-local
@@ -85,7 +44,7 @@ pub fn note_thread() {
     });
     let on_stack = 0u8;
     let stack = std::ptr::from_ref(&on_stack) as usize;
-    note_in(&THREAD_TABLE, &(stack..stack + 1));
+    THREAD_TABLE.note(&(stack..stack + 1));
     #[cfg(target_arch = "x86_64")]
     {
         let dtv: usize;
@@ -95,7 +54,7 @@ pub fn note_thread() {
             std::arch::asm!("mov {}, fs:[8]", out(reg) dtv, options(nostack, readonly, preserves_flags));
         }
         // One entry lies before the address; a table of 200 modules is shorter than a page.
-        note_in(&THREAD_TABLE, &(dtv - 16..dtv + PAGE_SIZE));
+        THREAD_TABLE.note(&(dtv - 16..dtv + PAGE_SIZE));
     }
 }
 
@@ -169,18 +128,13 @@ pub fn forget_threads() {
     for place in &THREADS {
         place.store(0, Ordering::Relaxed);
     }
-    for row in &THREAD_TABLE {
-        row.start.store(0, Ordering::Relaxed);
-    }
+    THREAD_TABLE.forget(|_| true);
 }
 
 /// What is ours, in no order; a range of one byte stands for the whole mapping it is in. `None`: it is more than
 /// could be noted.
 pub fn ranges() -> Option<impl Iterator<Item = Range<usize>>> {
-    let told = TABLE.iter().chain(&THREAD_TABLE).filter_map(|row| {
-        let start = row.start.load(Ordering::Acquire);
-        (start > CLAIMED).then(|| start..row.end.load(Ordering::Relaxed))
-    });
+    let told = TABLE.iter().chain(THREAD_TABLE.iter());
     (!LOST.load(Ordering::Relaxed)).then_some(told)
 }
 
