@@ -7,6 +7,7 @@ use libc::{c_int, c_long};
 use userswap::Process;
 use userswap_hook::{Call, Decision, Handlers};
 use userswap_sys::PAGE_SIZE;
+use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
 
 use crate::maps::LEAST;
@@ -35,6 +36,9 @@ const WANTED: [c_long; 16] = [
 const MADV_DONTNEED_LOCKED: c_int = 24;
 const MADV_GUARD_INSTALL: c_int = 102;
 
+/// Private anonymous memory that the program maps now and makes usable bit by bit, as libc does for threads' heaps.
+static RESERVED: Ranges<1024> = Ranges::new();
+
 /// Looks at the program's system calls.
 pub(crate) struct Calls;
 
@@ -53,6 +57,7 @@ impl Handlers for Calls {
                     process.unmap(range(call.args[0], call.args[1]), || make(call))
                 });
                 if decision == Decision::Return(0) {
+                    RESERVED.cut(&range(call.args[0], call.args[1]));
                     stacks::forget(&range(call.args[0], call.args[1]));
                 }
                 decision
@@ -62,6 +67,9 @@ impl Handlers for Calls {
                     process.unmap(range(call.args[0], call.args[1]), || make(call))
                 });
                 if let Decision::Return(result) = decision {
+                    if result > 0 {
+                        RESERVED.cut(&range(call.args[0], call.args[1]));
+                    }
                     mapped(call, result);
                 }
                 decision
@@ -107,9 +115,13 @@ impl Handlers for Calls {
             libc::SYS_mprotect if result == 0 => {
                 let writable = libc::PROT_READ | libc::PROT_WRITE;
                 if call.args[2] as c_int == writable {
-                    // Of what kind the memory is cannot be told from here.
+                    // Of what kind other memory is cannot be told from here.
                     let pages = range(call.args[0], call.args[1]);
+                    let is_ours = RESERVED.covers(&pages);
                     match state::engine() {
+                        Some(process) if is_ours => {
+                            process.take_on(|found| found(pages));
+                        }
                         Some(_) => monitor::search_later(pages.len()),
                         None => monitor::grew(pages.len()),
                     }
@@ -217,6 +229,9 @@ fn mapped(call: &Call, result: isize) {
     let writable = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     if call.args[2] == writable {
         grew(range(result as usize, call.args[1]));
+    } else if call.args[2] == libc::PROT_NONE as usize {
+        // Without room it is searched for later.
+        RESERVED.note(&range(result as usize, call.args[1]));
     }
 }
 

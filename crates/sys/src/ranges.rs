@@ -64,6 +64,28 @@ impl<const N: usize> Ranges<N> {
         }
     }
 
+    /// Takes `cut` out of every range: what is left of one goes on being noted, as far as there is room.
+    pub fn cut(&self, cut: &Range<usize>) {
+        for row in self.used_rows() {
+            let Some(range) = row.range() else { continue };
+            if range.end <= cut.start || range.start >= cut.end {
+                continue;
+            }
+            row.start.store(0, Ordering::Release);
+            for rest in [range.start..cut.start, cut.end..range.end] {
+                if rest.start < rest.end {
+                    self.note(&rest);
+                }
+            }
+        }
+    }
+
+    /// Whether `range` lies in one that is noted.
+    pub fn covers(&self, range: &Range<usize>) -> bool {
+        self.iter()
+            .any(|noted| noted.start <= range.start && range.end <= noted.end)
+    }
+
     /// What is noted, in no order.
     pub fn iter(&self) -> impl Iterator<Item = Range<usize>> {
         self.used_rows().iter().filter_map(Row::range)
@@ -92,6 +114,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_cut_leaves_the_rest() {
+        let ranges = Ranges::<4>::new();
+        ranges.note(&(0x1000..0x9000));
+        ranges.cut(&(0x3000..0x4000));
+        assert!(ranges.covers(&(0x1000..0x3000)) && ranges.covers(&(0x4000..0x9000)));
+        assert!(!ranges.covers(&(0x2000..0x3001)));
+        ranges.cut(&(0..0x5000));
+        ranges.cut(&(0x8000..0xf000));
+        assert_eq!(ranges.iter().count(), 1);
+        assert!(ranges.covers(&(0x5000..0x8000)));
+    }
+
+    #[test]
     fn what_is_noted_is_told_until_it_is_forgotten() {
         let ranges = Ranges::<2>::new();
         assert!(ranges.note(&(0x1000..0x2000)) && ranges.note(&(0x5000..0x6000)));
@@ -99,6 +134,7 @@ mod tests {
         ranges.forget(|range| range.contains(&0x1800));
         assert_eq!(ranges.iter().count(), 1);
         assert!(ranges.note(&(0x7000..0x8000)));
+        assert!(ranges.covers(&(0x7100..0x8000)) && !ranges.covers(&(0x7100..0x8001)));
         let told: Vec<_> = ranges.iter().map(|range| range.start).collect();
         assert_eq!(told, [0x7000, 0x5000]);
     }
