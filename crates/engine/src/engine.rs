@@ -1,6 +1,6 @@
 //! Building and owning an engine.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
@@ -196,6 +196,7 @@ impl EngineBuilder {
             swapoff: Mutex::new(()),
             moving: Moving::new(),
             start: StartLine::new(!process),
+            bell_number: AtomicI32::new(-1),
             inline_for_now: AtomicBool::new(false),
         });
         let handlers = (mode == FaultMode::Thread)

@@ -151,6 +151,8 @@ impl Handlers {
             what: "make an eventfd",
             errno,
         })?;
+        // Relaxed: who closes descriptors comes later, by a lock of the program's.
+        shared.bell_number.store(bell.number(), Ordering::Relaxed);
         let mut handlers = Self {
             bell: Arc::new(bell),
             threads: Vec::new(),

@@ -110,10 +110,11 @@ impl Process {
 
     /// Descriptors that must stay open.
     #[must_use]
-    pub fn descriptors(&self) -> [i32; 2] {
+    pub fn descriptors(&self) -> [i32; 3] {
         [
             self.shared.uffd.number(),
             self.shared.swap.frames().uffd().number(),
+            self.shared.bell_number.load(Ordering::Relaxed),
         ]
     }
 
@@ -212,12 +213,14 @@ impl Process {
         })
     }
 
-    /// Runs `call`, an mremap of `old` to `new_len` bytes, and has what was swapped out go along.
+    /// Runs `call`, an mremap of `old` to `new_len` bytes, and has what was swapped out go along. `stays`: the old
+    /// place stays mapped, and is zeros afterwards.
     pub fn remap(
         &self,
         old: Range<usize>,
         new_len: usize,
         fixed: Option<usize>,
+        stays: bool,
         call: impl FnOnce() -> isize,
     ) -> isize {
         // A fixed target is unmapped by the same call.
@@ -240,7 +243,7 @@ impl Process {
             if start == old.start {
                 self.resize(&old, new_len);
             } else {
-                self.carry_over(&old, &(start..start + new_len));
+                self.carry_over(&old, &(start..start + new_len), stays);
             }
         }
         self.end(change);
@@ -574,10 +577,13 @@ impl Process {
     }
 
     /// A mapping moved: the words go along, and so does what was taken on.
-    fn carry_over(&self, old: &Range<usize>, new: &Range<usize>) {
+    fn carry_over(&self, old: &Range<usize>, new: &Range<usize>, stays: bool) {
         for part in self.taken_parts(old) {
             let end = part.end.min(old.start + new.len());
-            self.give_up(&part);
+            // What stays mapped stays registered, too.
+            if !stays {
+                self.give_up(&part);
+            }
             if end <= part.start {
                 self.forget(&part);
                 continue;

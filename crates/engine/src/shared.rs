@@ -1,6 +1,6 @@
 //! What an engine's regions, threads and fault handler share.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use userswap_core::device::PAGE_SIZE;
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) moving: Moving,
     /// Where threads of an engine over a whole process wait until all have started.
     pub(crate) start: StartLine,
+    /// The descriptor that the handler threads of an engine over a whole process watch beside the userfaultfd; -1: none.
+    pub(crate) bell_number: AtomicI32,
     /// In a child of fork, until its handler threads run: faults are resolved in the thread that meets
     /// them, whatever the mode.
     pub(crate) inline_for_now: AtomicBool,

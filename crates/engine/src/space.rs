@@ -106,6 +106,12 @@ impl RealSpace {
         let _ = self.give_back(page, 1);
     }
 
+    /// A present page of a window that another process shares since a fork cannot move: copies it, as a write to it
+    /// would. Its chunk is locked.
+    fn make_own(&self, page: usize) -> bool {
+        self.is_window() && mapping::populate_write(self.address(page), PAGE_SIZE).is_ok()
+    }
+
     /// Gives the memory of pages back to the system.
     fn give_back(&self, page: usize, count: usize) -> Result<(), Errno> {
         // SAFETY: the pages are of this space, and whoever asks has no use for their contents.
@@ -237,10 +243,13 @@ impl AddressSpace for RealSpace {
                 Ok(()) => moved = count,
                 Err((done, errno)) => {
                     moved += done;
-                    let single = self.is_window()
-                        && count - moved > 1
-                        && spans_mappings(errno)
-                        && run(1, |_, rest| step(moved, rest)).is_ok();
+                    let again = if spans_mappings(errno) {
+                        count - moved > 1
+                    } else {
+                        errno == Errno::BUSY && self.make_own(page + moved)
+                    };
+                    let single =
+                        self.is_window() && again && run(1, |_, rest| step(moved, rest)).is_ok();
                     if !single {
                         break;
                     }

@@ -11,7 +11,7 @@ use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
 
 use crate::maps::LEAST;
-use crate::{exit, forks, monitor, raw, stacks, state};
+use crate::{exit, forks, kept, monitor, raw, stacks, state};
 
 /// The calls looked at.
 const WANTED: [c_long; 16] = [
@@ -96,7 +96,7 @@ impl Handlers for Calls {
                 Decision::Run
             }
             libc::SYS_close | libc::SYS_close_range | libc::SYS_dup2 | libc::SYS_dup3 => {
-                state::engine().map_or(Decision::Run, |process| keep_open(process, call))
+                keep_open(call)
             }
             libc::SYS_exit_group => {
                 exit::finish();
@@ -166,7 +166,8 @@ fn remap(process: &Process, call: &Call) -> isize {
     let flags = flags as c_int;
     let new_len = range(0, new_len).len();
     let fixed = (flags & libc::MREMAP_FIXED != 0).then_some(target);
-    process.remap(range(start, old_len), new_len, fixed, || make(call))
+    let stays = flags & libc::MREMAP_DONTUNMAP != 0;
+    process.remap(range(start, old_len), new_len, fixed, stays, || make(call))
 }
 
 fn set_break(process: &Process, call: &Call) -> isize {
@@ -263,6 +264,7 @@ fn forked(child: bool) {
     monitor::shares_memory();
     if child {
         state::only_this_thread();
+        exit::belongs_to_this_process();
     }
     let Some(process) = state::engine() else {
         return;
@@ -292,8 +294,10 @@ pub(crate) fn may_recycle() -> bool {
 }
 
 /// Descriptors of ours stay open: closing one would turn what is swapped out into zeros.
-fn keep_open(process: &Process, call: &Call) -> Decision {
-    let ours = process.descriptors();
+fn keep_open(call: &Call) -> Decision {
+    let mut ours = kept::numbers().to_vec();
+    ours.extend(state::engine().into_iter().flat_map(Process::descriptors));
+    ours.retain(|&fd| fd >= 0);
     let is_ours = |fd: usize| ours.contains(&(fd as c_int));
     let bad_descriptor = Decision::Return(-(libc::EBADF as isize));
     match call.nr as c_long {

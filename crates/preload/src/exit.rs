@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use userswap::{FaultMode, Process};
 use userswap_hook::Bypass;
@@ -17,8 +17,18 @@ use crate::tree::Tree;
 
 static CONFIG: OnceLock<&'static Config> = OnceLock::new();
 
+/// The process whose memory this is.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// This memory is this process's: at the start, and in a child of fork.
+pub(crate) fn belongs_to_this_process() {
+    // Relaxed: there is only this thread.
+    OWNER.store(std::process::id(), Ordering::Relaxed);
+}
+
 /// What [`finish`] shall do.
 pub(crate) fn prepare(config: &'static Config) {
+    belongs_to_this_process();
     let _ = CONFIG.set(config);
 }
 
@@ -31,7 +41,8 @@ pub(crate) fn config() -> Option<&'static Config> {
 pub(crate) fn finish() {
     static DONE: AtomicBool = AtomicBool::new(false);
     let Some(config) = CONFIG.get() else { return };
-    if DONE.swap(true, Ordering::Relaxed) {
+    // A child that borrows this memory until it starts another program: its end is not this process's.
+    if OWNER.load(Ordering::Relaxed) != std::process::id() || DONE.swap(true, Ordering::Relaxed) {
         return;
     }
     let (_bypass, _blocked, _within) = (Bypass::new(), Blocked::new(), Within::new());

@@ -2,7 +2,8 @@
 //! memory, without the program's knowledge.
 //!
 //! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `tree`
-//! (the limit shared with other processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine runs), `exit` (what is said at the end), `calls`
+//! (the limit shared with other processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine runs), `kept` (files about the process),
+//! `exit` (what is said at the end), `calls`
 //! (the program's system calls), `monitor` (the thread that watches memory use), `start` (this file).
 
 mod alloc;
@@ -10,6 +11,7 @@ mod calls;
 pub mod config;
 mod exit;
 mod forks;
+mod kept;
 mod maps;
 mod monitor;
 mod raw;
@@ -51,6 +53,7 @@ extern "C" fn start() {
         return;
     }
     exit::prepare(config);
+    kept::open_all();
     // SAFETY: a function that lives as long as the library, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     monitor::start(config);
@@ -61,6 +64,7 @@ extern "C" fn start() {
 extern "C" fn in_child() {
     let Some(config) = exit::config() else { return };
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    kept::open_all();
     if let Some(process) = state::engine()
         && let Err(error) = state::while_starting(|| process.start_threads())
     {

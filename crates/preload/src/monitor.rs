@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use userswap::{Engine, FaultMode, Process};
 use userswap_hook::Bypass;
-use userswap_sys::host::resident_set_bytes;
 use userswap_sys::signals::{Blocked, stderr_line};
 use userswap_sys::{futex, own};
 
 use crate::config::Config;
 use crate::tree::Tree;
-use crate::{calls, exit, maps, stacks, state};
+use crate::{calls, exit, kept, maps, stacks, state};
 
 /// How fast a program can take memory, in bytes a second: two CPUs that write zeros.
 const FASTEST: u64 = 4 << 30;
@@ -74,7 +73,7 @@ pub(crate) fn grew(bytes: usize) {
     GROWN.store(0, Ordering::Relaxed);
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
     // What has just been mapped may be used at once.
-    let soon = resident_set_bytes().unwrap_or(0) + bytes as u64;
+    let soon = kept::resident_bytes().unwrap_or(0) + bytes as u64;
     if soon < config.limit / 2 {
         return;
     }
@@ -144,7 +143,7 @@ fn watch(config: &'static Config) {
         let look = LOOK.load(Ordering::Relaxed);
         hold();
         let pause = {
-            let resident = resident_set_bytes().unwrap_or(0);
+            let resident = kept::resident_bytes().unwrap_or(0);
             let limit = tree.as_ref().map_or(config.limit, |tree| {
                 let counted = own.bytes(resident);
                 tree.tell(counted);
@@ -191,7 +190,7 @@ impl OwnPart {
         }
         if self.asked.is_none_or(|asked| asked.elapsed() >= self.pause) {
             let start = Instant::now();
-            let proportional = proportional_bytes().unwrap_or(resident);
+            let proportional = kept::proportional_bytes().unwrap_or(resident);
             self.share = proportional.saturating_mul(1024) / resident.max(1);
             // The system walks all pages for the answer: at most a fiftieth of the time is spent on it.
             self.pause = LONGEST.max(start.elapsed() * 50);
@@ -199,14 +198,6 @@ impl OwnPart {
         }
         resident / 1024 * self.share.min(1024)
     }
-}
-
-/// What the process has in memory, shared pages counted by their share, in bytes.
-fn proportional_bytes() -> Option<u64> {
-    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kib: u64 = line.trim().split(' ').next()?.parse().ok()?;
-    Some(kib << 10)
 }
 
 /// This process was made by fork, or has forked.
@@ -243,7 +234,7 @@ fn begin(config: &Config, limit: u64) {
         process.stop_recycling();
     }
     take_on(process);
-    process.note_resident(resident_set_bytes().unwrap_or(0));
+    process.note_resident(kept::resident_bytes().unwrap_or(0));
 }
 
 /// Why changes of the address space could go unseen, if they could.

@@ -6,6 +6,7 @@
 //! | [`timing`] | the monotonic clock |
 //! | [`cpu`] | which CPU a thread runs on, and pinning |
 //! | [`ranges`] | a table of address ranges without a lock |
+//! | [`descriptor`] | numbers out of the program's way |
 //! | [`own`] | what in this process is ours and must stay in memory |
 //! | [`futex`] | sleeping on a word |
 //! | [`mapping`] | anonymous memory: reserve, advise, discard, populate |
@@ -20,6 +21,7 @@
 //! `errno` alone: it issues its system calls directly, and errors come back as values ([`Errno`]).
 
 pub mod cpu;
+pub mod descriptor;
 pub mod futex;
 pub mod host;
 pub mod inject;

@@ -1,6 +1,7 @@
 //! What the tests of the binary share.
 #![allow(dead_code, unused_imports, reason = "each test program uses a part")]
 
+pub(crate) mod limited;
 mod skip;
 
 use std::process::{Command, Output};

@@ -171,7 +171,7 @@ fn what_moves_keeps_its_contents() {
     let target = map(8 * MIB);
     let new_len = 6 * MIB;
     let to = target.start + 5 * PAGE;
-    let moved = process.remap(old.clone(), new_len, Some(to), || {
+    let moved = process.remap(old.clone(), new_len, Some(to), false, || {
         // SAFETY: moves this test's mapping onto a part of another of its own.
         result(unsafe {
             libc::mremap(
@@ -192,6 +192,44 @@ fn what_moves_keeps_its_contents() {
     process.page_out(&(to..to + new_len));
     assert_eq!(wrong(&new, old.start, 5), 0);
     unmap(process, target);
+    assert_eq!(process.stats().swapped_bytes, 0);
+    assert_eq!(process.stats().bugs, 0);
+}
+
+#[test]
+fn what_moves_away_from_a_mapping_that_stays_leaves_zeros_that_are_known() {
+    let Some((process, _turn)) = process() else {
+        return;
+    };
+    let old = map(4 * MIB);
+    fill(&old, 8);
+    take_on(process, &old);
+    process.page_out(&(old.start..old.start + 3 * MIB));
+    let moved = process.remap(old.clone(), old.len(), None, true, || {
+        // SAFETY: moves this test's own mapping, which stays mapped.
+        result(unsafe {
+            libc::mremap(
+                old.start as *mut _,
+                old.len(),
+                old.len(),
+                libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP,
+                0,
+            )
+        } as isize)
+    }) as usize;
+    let new = moved..moved + old.len();
+    assert_eq!(wrong(&new, old.start, 8), 0);
+    let zeros = old.clone().step_by(PAGE).all(|page| {
+        // SAFETY: in this test's mapping.
+        unsafe { word(page).read_volatile() == 0 }
+    });
+    assert!(zeros, "the old place");
+    assert!(process.is_taken_on(&old), "its faults are still ours");
+    fill(&old, 9);
+    process.page_out(&old);
+    assert_eq!(wrong(&old, old.start, 9), 0);
+    unmap(process, old);
+    unmap(process, new);
     assert_eq!(process.stats().swapped_bytes, 0);
     assert_eq!(process.stats().bugs, 0);
 }

@@ -1,13 +1,14 @@
 //! What a userfaultfd tells who reads it, and waiting for it.
 
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::Uffd;
 use crate::Errno;
+use crate::descriptor::move_up;
 use crate::inject::{self, Call};
 
 /// One message as the kernel writes it: 32 bytes, the meaning of `words` depends on `event`.
@@ -138,7 +139,14 @@ pub struct Doorbell(OwnedFd);
 impl Doorbell {
     /// A bell not yet rung.
     pub fn new() -> Result<Self, Errno> {
-        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Doorbell)
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Doorbell(move_up(fd)))
+    }
+
+    /// The descriptor's number.
+    #[must_use]
+    pub fn number(&self) -> i32 {
+        self.0.as_raw_fd()
     }
 
     /// Rings it. It cannot fail: the counter it adds to takes 2^64 - 2 rings.

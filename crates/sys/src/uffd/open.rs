@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::{Features, Uffd, abi};
 use crate::Errno;
+use crate::descriptor::move_up;
 
 /// The device that hands out userfaultfds to whoever may open it.
 pub const DEVICE: &str = "/dev/userfaultfd";
@@ -102,7 +103,7 @@ impl Uffd {
         let ask = ask.and(available);
         handshake(&fd, ask).map_err(OpenError::Handshake)?;
         Ok(Uffd {
-            fd,
+            fd: move_up(fd),
             way,
             available,
             enabled: ask,

@@ -1,0 +1,140 @@
+//! Programs run natively and under a limit, which must do the same.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::{records, skip, userswap};
+
+/// Longer than any of these programs takes: one that hangs must not hang the test.
+const LONGEST_SECONDS: &str = "60";
+
+/// Whether programs can be swapped on this host at all.
+pub(crate) fn possible(test: &str) -> bool {
+    let access = userswap_sys::host::userfaultfd_access();
+    if !access.full() {
+        skip(test, "faults in system calls may not be handled here");
+    }
+    access.full()
+}
+
+/// Whether programs can be swapped here and all of `programs` are installed.
+pub(crate) fn possible_with(test: &str, programs: &[&str]) -> bool {
+    let installed = |program: &&str| {
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
+    };
+    if let Some(missing) = programs.iter().find(|program| !installed(program)) {
+        skip(test, &format!("{missing} is not installed"));
+        return false;
+    }
+    possible(test)
+}
+
+/// An empty folder for one test.
+pub(crate) fn folder(test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// Compiles one of the programs in `tests/programs`.
+pub(crate) fn compiled(name: &str) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/programs")
+        .join(name)
+        .with_extension("c");
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let built = Command::new("gcc")
+        .args(["-O1", "-pthread", "-o"])
+        .arg(&program)
+        .arg(source)
+        .status()
+        .expect("gcc runs");
+    assert!(built.success());
+    program.to_str().expect("a name").to_owned()
+}
+
+/// What a program did under a limit.
+pub(crate) struct Limited {
+    /// The statistics of the processes that swapped.
+    pub(crate) swapping: Vec<serde_json::Value>,
+}
+
+impl Limited {
+    pub(crate) fn sum(&self, field: &str) -> u64 {
+        let fields = self.swapping.iter().map(|record| &record[field]);
+        fields.filter_map(serde_json::Value::as_u64).sum()
+    }
+}
+
+/// Runs a program in `folder` natively and under each of `limits` (in MiB); it must print the same and end alike, and
+/// something must have been swapped. Returns how many processes swapped under each limit.
+pub(crate) fn same_within(
+    test: &str,
+    folder: &Path,
+    limits: &[u64],
+    program: &[&str],
+) -> Vec<usize> {
+    let native = Command::new(program[0])
+        .args(&program[1..])
+        .current_dir(folder)
+        .output()
+        .expect("the program runs");
+    assert!(
+        native.status.success(),
+        "natively: {}",
+        String::from_utf8_lossy(&native.stderr)
+    );
+    let mut counts = Vec::new();
+    for &limit in limits {
+        let limited = limited(test, folder, limit, program, &native);
+        assert!(
+            limited.sum("out_bytes") > 0,
+            "{test}: {limit} MiB: nothing left memory"
+        );
+        // Told for whoever runs this with --nocapture.
+        for record in &limited.swapping {
+            println!(
+                "{test}: {} of {limit} MiB: at most {} MiB",
+                record["program"],
+                record["most_resident_bytes"].as_u64().unwrap_or(0) >> 20
+            );
+        }
+        counts.push(limited.swapping.len());
+    }
+    counts
+}
+
+fn limited(test: &str, folder: &Path, limit: u64, program: &[&str], native: &Output) -> Limited {
+    let stats = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.{limit}.json"));
+    let limited = Command::new("timeout")
+        .args(["-k", "1", LONGEST_SECONDS])
+        .arg(userswap(&[]).get_program())
+        .args(["run", "--limit", &format!("{limit}M"), "--stats"])
+        .arg(&stats)
+        .arg("--")
+        .args(program)
+        .current_dir(folder)
+        .output()
+        .expect("userswap runs");
+    let complaints = String::from_utf8_lossy(&limited.stderr);
+    assert_eq!(
+        native.status.code(),
+        limited.status.code(),
+        "{test}: {limit} MiB: {complaints}"
+    );
+    assert!(
+        native.stdout == limited.stdout,
+        "{test}: {limit} MiB: other output\n{}\n-- natively:\n{}\n{complaints}",
+        String::from_utf8_lossy(&limited.stdout),
+        String::from_utf8_lossy(&native.stdout)
+    );
+    let lines = std::fs::read_to_string(stats).expect("statistics");
+    let mut swapping = records(&lines);
+    swapping.retain(|record| record["faults_mode"] != "none");
+    for record in &swapping {
+        assert_eq!(record["bugs"], 0, "{record}");
+    }
+    Limited { swapping }
+}

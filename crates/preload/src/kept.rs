@@ -1,0 +1,102 @@
+//! Files about this process that are read again and again: kept open, with high numbers. Opening them anew each time
+//! would take the lowest free number from under the program, which may count on getting it.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use userswap_sys::{PAGE_SIZE, descriptor};
+
+/// A file, open for as long as the process lives.
+pub(crate) struct Kept {
+    path: &'static str,
+    /// -1: not open.
+    number: AtomicI32,
+}
+
+/// Sizes in pages.
+pub(crate) static SIZES: Kept = Kept::new("/proc/self/statm");
+/// Sums over all mappings.
+pub(crate) static SUMS: Kept = Kept::new("/proc/self/smaps_rollup");
+
+impl Kept {
+    const fn new(path: &'static str) -> Self {
+        Self {
+            path,
+            number: AtomicI32::new(-1),
+        }
+    }
+
+    /// Opens it. In a child of fork once more: what was inherited is about the parent.
+    fn open(&self) {
+        let number =
+            File::open(self.path).map_or(-1, |file| descriptor::move_up(file.into()).into_raw_fd());
+        // Relaxed, throughout: a number; the thread that reads is started later.
+        let before = self.number.swap(number, Ordering::Relaxed);
+        if before >= 0 {
+            // SAFETY: ours, and nobody uses it any more: the thread that did is the parent's.
+            drop(unsafe { File::from_raw_fd(before) });
+        }
+    }
+
+    /// What it says now.
+    pub(crate) fn read(&self) -> Option<String> {
+        let number = self.number.load(Ordering::Relaxed);
+        if number < 0 {
+            return None;
+        }
+        // SAFETY: open, and only looked at here: it is not closed when this goes.
+        let file = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(number) });
+        debug_assert_eq!(file.as_raw_fd(), number);
+        let mut text = [0; PAGE_SIZE];
+        let len = file.read_at(&mut text, 0).ok()?;
+        String::from_utf8(text[..len].to_vec()).ok()
+    }
+}
+
+/// Opens all of them.
+pub(crate) fn open_all() {
+    SIZES.open();
+    SUMS.open();
+}
+
+/// The numbers in use.
+pub(crate) fn numbers() -> [i32; 2] {
+    [&SIZES, &SUMS].map(|kept| kept.number.load(Ordering::Relaxed))
+}
+
+/// What the process has in memory, in bytes.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let text = SIZES.read()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * PAGE_SIZE as u64)
+}
+
+/// What the process has in memory, shared pages counted by their share, in bytes.
+pub(crate) fn proportional_bytes() -> Option<u64> {
+    let text = SUMS.read()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kib: u64 = line.trim().split(' ').next()?.parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_open_tells_the_truth_each_time() {
+        open_all();
+        let before = resident_bytes().expect("a number");
+        let more = vec![1_u8; 32 << 20];
+        let after = resident_bytes().expect("a number");
+        assert!(after >= before + (30 << 20), "{before} {after}");
+        assert!(proportional_bytes().expect("a number") > 30 << 20);
+        drop(more);
+        let first = numbers();
+        open_all();
+        assert!(first.iter().chain(&numbers()).all(|&number| number >= 0));
+        assert!(resident_bytes().is_some());
+    }
+}
