@@ -18,7 +18,7 @@ use userswap_core::device::PAGE_SIZE;
 use userswap_core::mask;
 use userswap_core::page_table::CHUNK_PAGES;
 use userswap_sys::Errno;
-use userswap_sys::mapping::present_mask;
+use userswap_sys::mapping::{self, present_mask};
 use userswap_sys::own::{self, Within};
 use userswap_sys::signals::{self, Blocked};
 
@@ -318,6 +318,10 @@ impl Process {
         shared.inline_for_now.store(true, Ordering::Relaxed);
         open_faults_again(&shared.uffd, FaultMode::Inline)?;
         shared.swap.frames().become_child()?;
+        for hole in self.unmapped() {
+            self.forget(&hole);
+            self.give_up(&hole);
+        }
         self.register_all()?;
         // The program may have put another handler there, which knows nothing of ours.
         signals::reinstall().map_err(|errno| Error::System {
@@ -325,6 +329,25 @@ impl Process {
             errno,
         })?;
         Ok(())
+    }
+
+    /// What is taken on and not mapped: the program had it left out of children (MADV_DONTFORK).
+    fn unmapped(&self) -> Vec<Range<usize>> {
+        let mut taken = self.taken().clone();
+        taken.retain(|&start, &mut end| !mapping::is_mapped(&(start..end)));
+        let mut holes = Vec::new();
+        for (start, end) in taken {
+            let chunk_bytes = CHUNK_PAGES * PAGE_SIZE;
+            for chunk in (start / chunk_bytes * chunk_bytes..end).step_by(chunk_bytes) {
+                let chunk = start.max(chunk)..end.min(chunk + chunk_bytes);
+                if mapping::is_mapped(&chunk) {
+                    continue;
+                }
+                let pages = chunk.step_by(PAGE_SIZE).map(|page| page..page + PAGE_SIZE);
+                holes.extend(pages.filter(|page| !mapping::is_mapped(page)));
+            }
+        }
+        holes
     }
 
     /// Starts the engine's threads in a child of fork.

@@ -106,12 +106,6 @@ impl RealSpace {
         let _ = self.give_back(page, 1);
     }
 
-    /// A present page of a window that another process shares since a fork cannot move: copies it, as a write to it
-    /// would. Its chunk is locked.
-    fn make_own(&self, page: usize) -> bool {
-        self.is_window() && mapping::populate_write(self.address(page), PAGE_SIZE).is_ok()
-    }
-
     /// Gives the memory of pages back to the system.
     fn give_back(&self, page: usize, count: usize) -> Result<(), Errno> {
         // SAFETY: the pages are of this space, and whoever asks has no use for their contents.
@@ -236,20 +230,25 @@ impl AddressSpace for RealSpace {
                 )
             }
         };
-        // The page that would not go is in use by the system, or shared: it stays where it is.
-        let mut moved = 0;
+        // The page that would not go is in use by the system: it stays where it is.
+        let (mut moved, mut unshared) = (0, false);
         while moved < count {
             match run(count - moved, |done, rest| step(moved + done, rest)) {
                 Ok(()) => moved = count,
                 Err((done, errno)) => {
                     moved += done;
-                    let again = if spans_mappings(errno) {
-                        count - moved > 1
-                    } else {
-                        errno == Errno::BUSY && self.make_own(page + moved)
-                    };
-                    let single =
-                        self.is_window() && again && run(1, |_, rest| step(moved, rest)).is_ok();
+                    if self.is_window() && errno == Errno::BUSY && !unshared {
+                        unshared = true;
+                        // Shared with a process made by fork: left in memory, such pages would be all that the two
+                        // have room for.
+                        if mapping::unshare(self.address(page + moved), count - moved).is_ok() {
+                            continue;
+                        }
+                    }
+                    let single = self.is_window()
+                        && count - moved > 1
+                        && spans_mappings(errno)
+                        && run(1, |_, rest| step(moved, rest)).is_ok();
                     if !single {
                         break;
                     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::ptr;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap_anonymous, msync, munmap};
 use thiserror::Error;
 
 use crate::inject::{self, Call};
@@ -241,12 +241,34 @@ pub unsafe fn discard(addr: usize, len: usize) -> Result<(), Errno> {
     unsafe { madvise(addr as *mut _, len, Advice::LinuxDontNeed) }
 }
 
-/// Gives each page of a range memory that nobody shares, as a write that changes nothing would.
+/// Whether all of a range of whole pages is mapped, whatever its protection.
+#[must_use]
+pub fn is_mapped(range: &Range<usize>) -> bool {
+    // SAFETY: has nothing written that is not a file's, and waits for nothing: it only finds the mappings.
+    unsafe { msync(range.start as *mut _, range.len(), MsyncFlags::ASYNC) }.is_ok()
+}
+
+/// Gives `pages` present pages (at most 64) from `addr` frames of their own where they share them with a process made
+/// by fork; what they hold stays. Not where one of them is missing: that would be a fault, which the caller may be the
+/// one to handle.
 ///
 /// *Fault path.*
-pub fn populate_write(addr: usize, len: usize) -> Result<(), Errno> {
-    // SAFETY: contents stay as they are.
-    unsafe { madvise(addr as *mut _, len, Advice::LinuxPopulateWrite) }
+///
+/// # Errors
+/// What the system said; [`Errno::FAULT`]: a page is missing.
+pub fn unshare(addr: usize, pages: usize) -> Result<(), Errno> {
+    let all = u64::MAX >> (64 - pages);
+    if present_mask(addr, pages) != Some(all) {
+        return Err(Errno::FAULT);
+    }
+    // SAFETY: changes no byte of the range: it does what a write of what is there already would do.
+    unsafe {
+        madvise(
+            addr as *mut _,
+            pages * PAGE_SIZE,
+            Advice::LinuxPopulateWrite,
+        )
+    }
 }
 
 /// Which of `pages` pages (at most 64) from `addr` are present; bit *i* is page *i*. `None`: some of the range is not
@@ -371,6 +393,32 @@ mod tests {
         let gone = mapping.base();
         drop(mapping);
         assert_eq!(present_mask(gone, 64), None);
+    }
+
+    #[test]
+    fn a_hole_anywhere_is_not_mapped() {
+        let mapping = Mapping::reserve(64 * PAGE_SIZE, PAGE_SIZE).expect("reserve");
+        let (start, end) = (mapping.base(), mapping.base() + mapping.len());
+        assert!(is_mapped(&(start..end)));
+        let hole = start + 10 * PAGE_SIZE;
+        // SAFETY: nobody uses this page of the test's own mapping.
+        unsafe { munmap(hole as *mut _, PAGE_SIZE) }.expect("unmap");
+        assert!(!is_mapped(&(start..end)));
+        assert!(is_mapped(&(start..hole)) && is_mapped(&(hole + PAGE_SIZE..end)));
+        assert!(!is_mapped(&(hole..hole + PAGE_SIZE)));
+    }
+
+    #[test]
+    fn what_is_missing_is_not_unshared() {
+        let mapping = Mapping::reserve(64 * PAGE_SIZE, PAGE_SIZE).expect("reserve");
+        mapping.advise_no_huge().expect("no huge");
+        mapping.populate(0..64 * PAGE_SIZE).expect("populate");
+        assert_eq!(unshare(mapping.base(), 64), Ok(()));
+        mapping
+            .discard(7 * PAGE_SIZE..8 * PAGE_SIZE)
+            .expect("discard");
+        assert_eq!(unshare(mapping.base(), 64), Err(Errno::FAULT));
+        assert_eq!(present_mask(mapping.base() + 7 * PAGE_SIZE, 1), Some(0));
     }
 
     #[test]

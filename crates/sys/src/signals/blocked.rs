@@ -3,6 +3,9 @@
 use std::marker::PhantomData;
 use std::ptr;
 
+/// The signal by which libc has all threads change their user and groups.
+const SETXID: u32 = 33;
+
 /// While it lives, no signal that can wait is delivered to this thread.
 ///
 /// For calls into the engine from outside a fault: a program's own handler that interrupted them could touch swapped
@@ -24,9 +27,10 @@ impl Blocked {
         }
     }
 
-    /// Blocks them on this thread for good: for threads of the engine, which run no handlers of the program's.
+    /// Blocks them on this thread for good: for threads of the engine, which run no handlers of the program's. But
+    /// one: libc has every thread change its user and groups by a signal of its own, and waits until all have.
     pub fn forever() {
-        std::mem::forget(Self::new());
+        super::chain::set_mask(!super::unblockable() & !(1 << (SETXID - 1)));
     }
 }
 
@@ -61,6 +65,17 @@ pub fn blocked() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_of_ours_lets_libc_change_its_user() {
+        let mask = std::thread::spawn(|| {
+            Blocked::forever();
+            blocked()
+        });
+        let mask = mask.join().expect("it ends");
+        assert_eq!(mask & (1 << (SETXID - 1)), 0);
+        assert_ne!(mask & (1 << (libc::SIGALRM - 1)), 0);
+    }
 
     #[test]
     fn blocks_and_restores() {
