@@ -266,4 +266,7 @@ pub(crate) fn enter_scratch() {
     std::env::set_current_dir(&path).expect("a directory");
     std::fs::write("file", vec![7u8; 64 << 10]).expect("writable");
     let _ = std::os::unix::fs::symlink("file", "link");
+    // select reads no more of its sets than the process has room for descriptors: make room for what the cases ask.
+    // SAFETY: duplicates a descriptor.
+    assert!(unsafe { libc::fcntl(2, libc::F_DUPFD_CLOEXEC, 250) } >= 250);
 }
