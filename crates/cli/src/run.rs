@@ -169,6 +169,10 @@ fn limit(wanted: LimitArg) -> anyhow::Result<u64> {
 /// The library that is loaded into the program.
 enum Library {
     /// Beside this program, as built or installed.
+    #[cfg_attr(
+        feature = "bundled",
+        expect(dead_code, reason = "the library is carried")
+    )]
     File(PathBuf),
     /// Carried by this program.
     #[cfg_attr(
