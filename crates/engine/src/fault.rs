@@ -69,8 +69,14 @@ fn on_sigbus_in_window(window: &RegionMemory, fault: Fault<'_>) -> Verdict {
         // A page that could not be brought in, or a signal that has nothing to do with us.
         return Verdict::NotOurs;
     }
-    let _inside = shared.moving.enter_in_fault();
-    match window.resolve(page, fault.write().unwrap_or(true)) {
+    let inside = shared.moving.enter_in_fault();
+    let write = fault.write().unwrap_or(true);
+    let resolved = if inside.is_some() {
+        window.resolve(page, write)
+    } else {
+        window.resolve_alone(page, write)
+    };
+    match resolved {
         Ok(Resolved::Mapped) => Verdict::Handled,
         Ok(Resolved::ByOthers) => {
             window.note_gone(page);

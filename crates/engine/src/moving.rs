@@ -8,6 +8,8 @@
 //! threads that handle faults are never held up: the change itself may fault, on the stack of its
 //! thread say, and is let through.
 
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,12 +36,46 @@ pub(crate) struct Moving {
 #[derive(Debug)]
 pub(crate) enum Admitted<'a> {
     /// Move pages until this is dropped.
-    Inside(#[expect(dead_code, reason = "kept for its drop")] Pass<'a>),
+    Inside(#[expect(dead_code, reason = "kept for its drop")] Inside<'a>),
     /// Bring this one page, and move nothing else: the change waits for this very fault, that of its own
     /// thread or of a thread inside.
     ForCloser(#[expect(dead_code, reason = "kept for its drop")] Helping<'a>),
     /// Nothing: it is put off, and woken when the change is done.
     PutOff,
+}
+
+thread_local! {
+    /// How often this thread is inside: checked in debug builds.
+    static INSIDE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Being a mover; it ends when this is dropped, on the thread that began it.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Inside<'a> {
+    _pass: Pass<'a>,
+    /// A pass that is counted for this thread does not change threads.
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl<'a> Inside<'a> {
+    fn new(pass: Pass<'a>) -> Self {
+        if cfg!(debug_assertions) {
+            INSIDE.set(INSIDE.get() + 1);
+        }
+        Self {
+            _pass: pass,
+            _of_this_thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        if cfg!(debug_assertions) {
+            INSIDE.set(INSIDE.get() - 1);
+        }
+    }
 }
 
 /// A fault being resolved though the gate is closed.
@@ -65,10 +101,10 @@ impl Moving {
     }
 
     /// Enters as a mover; waits while a change is under way. Not for a thread that is inside already.
-    pub(crate) fn enter(&self) -> Pass<'_> {
+    pub(crate) fn enter(&self) -> Inside<'_> {
         loop {
             if let Some(pass) = self.gate.enter() {
-                return pass;
+                return Inside::new(pass);
             }
             std::thread::sleep(std::time::Duration::from_micros(20));
         }
@@ -76,9 +112,9 @@ impl Moving {
 
     /// Enters for a fault of this thread, which has nowhere else to go meanwhile; `None`: the change under
     /// way is its own.
-    pub(crate) fn enter_in_fault(&self) -> Option<Pass<'_>> {
+    pub(crate) fn enter_in_fault(&self) -> Option<Inside<'_>> {
         if let Some(pass) = self.gate.enter() {
-            return Some(pass);
+            return Some(Inside::new(pass));
         }
         if self.closer.load(Ordering::Relaxed) == cpu::thread() {
             return None;
@@ -90,7 +126,7 @@ impl Moving {
     pub(crate) fn admit(&self, thread: u32, address: usize) -> Admitted<'_> {
         loop {
             if let Some(pass) = self.gate.enter() {
-                return Admitted::Inside(pass);
+                return Admitted::Inside(Inside::new(pass));
             }
             // Relaxed: the closer's own fault comes after its store; nobody else has its number.
             // Nor do threads of ours touch what they have locked.
@@ -112,8 +148,13 @@ impl Moving {
             };
             // Found already, or not: woken once too often does no harm.
             let _ = place.compare_exchange(address, 0, Ordering::SeqCst, Ordering::SeqCst);
-            return Admitted::Inside(pass);
+            return Admitted::Inside(Inside::new(pass));
         }
+    }
+
+    /// Whether this thread is a mover. Known in debug builds only, where windows are moved by nobody else.
+    pub(crate) fn is_mover() -> bool {
+        INSIDE.get() > 0 || !cfg!(debug_assertions)
     }
 
     /// Closes the gate for a change by this thread; returns when no mover is inside.

@@ -233,6 +233,7 @@ impl Process {
             return call();
         }
         let change = self.shared.moving.close();
+        mapping::set_apart(&old);
         let result = call();
         if !is_error(result) {
             if let Some(target) = &target {
@@ -240,11 +241,16 @@ impl Process {
                 self.give_up(target);
             }
             let start = result as usize;
+            let new = start..start + new_len;
             if start == old.start {
                 self.resize(&old, new_len);
             } else {
-                self.carry_over(&old, &(start..start + new_len), stays);
+                self.carry_over(&old, &new, stays);
             }
+            mapping::rejoin(&new);
+        }
+        if is_error(result) || stays {
+            mapping::rejoin(&old);
         }
         self.end(change);
         result
@@ -406,6 +412,7 @@ impl Process {
                         continue;
                     };
                     let page = (address - window.mm.space.base()) / PAGE_SIZE;
+                    let _inside = self.shared.moving.enter();
                     while self.shared.swap.pin(&window.mm, page) == PinResult::NotPresent
                         && window.resolve(page, true).is_ok()
                     {}

@@ -20,6 +20,7 @@ use userswap_sys::inject;
 use userswap_sys::signals::stderr_line;
 
 use crate::budget::Level;
+use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
 
 /// Passes of the clock hand for which a page that did not compress is left alone.
@@ -269,6 +270,7 @@ impl Shared {
         chunk: usize,
         wanted: u64,
     ) -> Result<usize, StageError> {
+        debug_assert!(!region.mm.space.is_window() || Moving::is_mover());
         let staged = self.swap.stage(&region.mm, chunk, wanted)?;
         self.budget.uncharge(u64::from(staged.mask.count_ones()));
         self.queue(region.number, chunk, staged);

@@ -286,6 +286,7 @@ impl Shared {
         page: usize,
         write: bool,
     ) -> Result<Resolved, FaultError> {
+        debug_assert!(!region.mm.space.is_window() || Moving::is_mover());
         let start = now_ns();
         let mm = &region.mm;
         let (mut waits, mut stalled_ns, mut no_memory) = (0, 0, 0);
@@ -347,6 +348,7 @@ impl Shared {
 
     /// Tries to bring `page` and its neighbours in before they are needed.
     pub(crate) fn bring_ahead(&self, mm: &Mm<RealSpace>, page: usize) {
+        debug_assert!(!mm.space.is_window() || Moving::is_mover());
         let max_pages = self.window(mm);
         self.charge(max_pages as u64);
         let access = Access {

@@ -241,6 +241,25 @@ pub unsafe fn discard(addr: usize, len: usize) -> Result<(), Errno> {
     unsafe { madvise(addr as *mut _, len, Advice::LinuxDontNeed) }
 }
 
+/// Keeps the system from joining `range`, whole pages of private anonymous memory, with neighbours, where it is or where
+/// it moves: with what moves next to it the system joins a mapping that is registered with a userfaultfd, and then takes
+/// both for not registered. Until [`rejoin`]; both do as much of the range as is mapped.
+pub fn set_apart(range: &Range<usize>) {
+    advise_reading(range, Advice::Random);
+}
+
+/// Ends [`set_apart`].
+pub fn rejoin(range: &Range<usize>) {
+    advise_reading(range, Advice::Normal);
+}
+
+/// How a file should be read ahead, of memory that is no file's: it only tells mappings apart.
+fn advise_reading(range: &Range<usize>, advice: Advice) {
+    // SAFETY: changes no contents. Refused where some of the range is not mapped, when the rest is done nevertheless, and
+    // without room for one more mapping, when nothing can be moved either.
+    let _ = unsafe { madvise(range.start as *mut _, range.len(), advice) };
+}
+
 /// Whether all of a range of whole pages is mapped, whatever its protection.
 #[must_use]
 pub fn is_mapped(range: &Range<usize>) -> bool {

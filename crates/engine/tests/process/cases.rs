@@ -196,6 +196,38 @@ fn what_moves_keeps_its_contents() {
     assert_eq!(process.stats().bugs, 0);
 }
 
+/// The system joins a mapping that moves to where its former neighbour is, and what it joins forgets that it is ours.
+#[test]
+fn what_moves_next_to_its_former_neighbour_leaves_it_ours() {
+    let Some((process, _turn)) = process() else {
+        return;
+    };
+    let (old, new) = (map(4 * MIB), map(4 * MIB));
+    fill(&old, 10);
+    take_on(process, &old);
+    for half in [0, 2 * MIB] {
+        let (from, to) = (old.start + half, new.start + half);
+        let moved = process.remap(from..from + 2 * MIB, 2 * MIB, Some(to), false, || {
+            // SAFETY: moves a part of this test's mapping onto a part of another of its own.
+            result(unsafe {
+                libc::mremap(
+                    from as *mut _,
+                    2 * MIB,
+                    2 * MIB,
+                    libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                    to as *mut libc::c_void,
+                )
+            } as isize)
+        });
+        assert_eq!(moved as usize, to);
+        process.page_out(&(to..to + 2 * MIB));
+    }
+    assert_eq!(wrong(&new, old.start, 10), 0);
+    unmap(process, new);
+    assert_eq!(process.stats().swapped_bytes, 0);
+    assert_eq!(process.stats().bugs, 0);
+}
+
 #[test]
 fn what_moves_away_from_a_mapping_that_stays_leaves_zeros_that_are_known() {
     let Some((process, _turn)) = process() else {
