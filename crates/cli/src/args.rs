@@ -47,6 +47,8 @@ pub(crate) enum Bench {
     Contend(ContendArgs),
     /// Latency of single faults in random order, and the floor that this host sets
     Fault(FaultArgs),
+    /// Real programs: natively, under `userswap run`, and in a memory cgroup with the kernel's zram
+    Run(BenchRunArgs),
 }
 
 /// The ways in, as typed.
@@ -324,6 +326,65 @@ pub(crate) struct FaultArgs {
     pub(crate) way: Ways,
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+/// Which pages leave memory, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicyArg {
+    /// Those not used of late: what `run` does
+    Recency,
+    /// In turn, used or not
+    Fifo,
+    /// Any
+    Random,
+}
+
+impl PolicyArg {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Recency => "recency",
+            Self::Fifo => "fifo",
+            Self::Random => "random",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchRunArgs {
+    /// The limit
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "share")]
+    pub(crate) limit: Option<u64>,
+    /// Limits as percentages of the most memory that each program has natively, separated by commas
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        value_delimiter = ',',
+        default_value = "75,50,35",
+        value_parser = clap::value_parser!(u8).range(5..=100)
+    )]
+    pub(crate) share: Vec<u8>,
+    /// How often each program is run in each way, the ways in turn
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Which pages leave memory under `run`, several separated by commas to compare them
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "recency")]
+    pub(crate) policy: Vec<PolicyArg>,
+    /// Leave the kernel out; it is measured where this process is root and the host has memory cgroups and zram
+    #[arg(long)]
+    pub(crate) no_kernel: bool,
+    /// The kernel zram's compressor
+    #[arg(long, value_enum, default_value = "lzo-rle")]
+    pub(crate) kernel_algo: Algorithm,
+    /// The longest that one execution may take
+    #[arg(long, value_name = "DUR", default_value = "120s", value_parser = parse_duration)]
+    pub(crate) longest: Duration,
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The program and its arguments; without one, those of a list that are installed
+    #[arg(trailing_var_arg = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<std::ffi::OsString>,
 }
 
 /// The losses of the way unpinned, as typed.

@@ -49,6 +49,8 @@ pub(crate) struct Usage {
     pub(crate) stored_bytes: u64,
     /// Memory that holds them.
     pub(crate) memory_bytes: u64,
+    /// The most that it ever was.
+    pub(crate) most_memory_bytes: u64,
 }
 
 /// An active zram swap device; gone when dropped.
@@ -91,11 +93,11 @@ impl KernelZram {
     pub(crate) fn set_up(algorithm: Algorithm, bytes: u64) -> anyhow::Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
-            "--kernel needs root to set up a zram device; run as root or leave --kernel out"
+            "only root can set up a zram device"
         );
         ensure!(
             Path::new(CONTROL).exists(),
-            "--kernel needs the kernel's zram, and {CONTROL} is missing; try `modprobe zram` or leave --kernel out"
+            "there is no {CONTROL}; try `modprobe zram`"
         );
         let turn = Turn::take()?;
         take_away_leftovers();
@@ -189,7 +191,7 @@ impl Drop for KernelZram {
 pub(crate) fn note_other_swap() -> anyhow::Result<()> {
     for swap in host::swap_areas()? {
         note(format_args!(
-            "other swap is active ({}, {}): the zram of --kernel gets the highest priority and is used first, but \
+            "other swap is active ({}, {}): the zram set up here gets the highest priority and is used first, but \
              figures are cleaner after `swapoff {0}`",
             swap.path,
             human(swap.size),
@@ -290,6 +292,10 @@ fn parse_mm_stat(text: &str) -> Option<Usage> {
     Some(Usage {
         stored_bytes: next()?,
         memory_bytes: next()?,
+        most_memory_bytes: {
+            let _limit = next()?;
+            next()?
+        },
     })
 }
 
@@ -392,7 +398,8 @@ pub(crate) mod tests {
             parse_mm_stat(text),
             Some(Usage {
                 stored_bytes: 1024,
-                memory_bytes: 4096
+                memory_bytes: 4096,
+                most_memory_bytes: 8192
             })
         );
         assert_eq!(parse_mm_stat("1 2"), None);

@@ -8,6 +8,7 @@ mod exit;
 mod interrupt;
 mod kernel_zram;
 mod memory;
+mod memory_cgroup;
 mod os;
 mod progress;
 mod race;
@@ -54,6 +55,9 @@ fn run(command: &Command) -> anyhow::Result<Status> {
         Command::Bench {
             what: Bench::Fault(args),
         } => bench::fault(args),
+        Command::Bench {
+            what: Bench::Run(args),
+        } => bench::run(args),
         Command::Race(args) => race::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Run(_) => unreachable!("it exits as its program does"),

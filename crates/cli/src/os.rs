@@ -53,6 +53,21 @@ pub(crate) fn send_signal(process: c_int, signal: c_int) {
     unsafe { libc::kill(process, signal) };
 }
 
+/// Waits for a child that has ended, or soon will; returns its status as wait gives it, and the most bytes that it, or
+/// one of its children it waited for, had in memory.
+pub(crate) fn wait_with_most(child: c_int) -> io::Result<(c_int, u64)> {
+    let mut status = 0;
+    // SAFETY: a zeroed rusage is a valid one; wait4 writes to the two, which live until after it.
+    let (waited, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::wait4(child, &mut status, 0, &mut usage), usage)
+    };
+    if waited == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((status, (usage.ru_maxrss as u64) << 10))
+}
+
 /// Ends the process at once, from a signal handler.
 pub(crate) fn exit_now(status: c_int) -> ! {
     // SAFETY: _exit runs no destructors and is async-signal-safe.

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::fs::MemfdFlags;
 use userswap_preload::config::names;
 use userswap_preload::tree::Tree;
@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const LOOKS_A_SWEEP: u32 = 20;
 
 /// Less than this does not hold what a program needs to run at all, in bytes.
-const LEAST_LIMIT: u64 = 16 << 20;
+pub(crate) const LEAST_LIMIT: u64 = 16 << 20;
 
 /// Runs the program to its end; exits as it does.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
@@ -160,10 +160,17 @@ fn limit(wanted: LimitArg) -> anyhow::Result<u64> {
             bytes / 10 * 9
         }
     };
-    if bytes < LEAST_LIMIT {
-        bail!("a limit of {bytes} bytes is too small: give at least {LEAST_LIMIT} (16M)");
-    }
+    check_limit(bytes)?;
     Ok(bytes)
+}
+
+/// Whether a program can run within a limit of so many bytes.
+pub(crate) fn check_limit(bytes: u64) -> anyhow::Result<()> {
+    ensure!(
+        bytes >= LEAST_LIMIT,
+        "a limit of {bytes} bytes is too small: give at least {LEAST_LIMIT} (16M)"
+    );
+    Ok(())
 }
 
 /// The library that is loaded into the program.

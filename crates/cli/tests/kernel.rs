@@ -249,5 +249,8 @@ fn without_root_it_is_refused_in_one_line() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.contains("--kernel needs root"), "{stderr}");
+    assert!(
+        stderr.contains("--kernel is not possible here: leave it out: only root"),
+        "{stderr}"
+    );
 }

@@ -21,7 +21,7 @@ use crate::reclaim::{Hand, Inactive};
 use crate::region::Region;
 use crate::registry;
 use crate::shared::{Bell, Shared, StartLine};
-use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode};
+use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode, Policy};
 use crate::stats::{Counters, Stats};
 use crate::thread;
 
@@ -46,6 +46,7 @@ pub struct EngineBuilder {
     way: Way,
     fault_around: FaultAround,
     strict: bool,
+    policy: Policy,
     #[cfg(feature = "break-rules")]
     rules: userswap_core::rule::Rules,
 }
@@ -107,6 +108,13 @@ impl EngineBuilder {
     /// going over it. Default: no.
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
+        self
+    }
+
+    /// Which pages leave memory.
+    #[doc(hidden)]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
         self
     }
 
@@ -181,7 +189,15 @@ impl EngineBuilder {
             // Room for all: a push never allocates while a fault waits for the lock.
             regions: RwLock::new(Vec::with_capacity(registry::ROWS)),
             hand: Mutex::new(Hand::default()),
-            inactive: Mutex::new(Inactive::new(pool.staging, pool.inactive)),
+            inactive: Mutex::new(Inactive::new(
+                pool.staging,
+                match self.policy {
+                    Policy::Recency => pool.inactive,
+                    // What is staged is written at once.
+                    Policy::Fifo | Policy::Random => 1,
+                },
+            )),
+            policy: self.policy,
             working: AtomicUsize::new(0),
             most_working: pool.most_working,
             warned_area_full: AtomicBool::new(false),
@@ -391,6 +407,7 @@ impl Engine {
             way: Way::Direct,
             fault_around: FaultAround::Adaptive,
             strict: false,
+            policy: Policy::Recency,
             #[cfg(feature = "break-rules")]
             rules: userswap_core::rule::Rules::ALL_KEPT,
         }

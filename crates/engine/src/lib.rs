@@ -49,6 +49,8 @@ pub use error::Error;
 #[doc(hidden)]
 pub use process::Process;
 pub use region::{Advice, Pin, Region};
+#[doc(hidden)]
+pub use spec::Policy;
 pub use spec::{Codec, DeviceSpec, FaultAround, FaultMode};
 pub use stats::Stats;
 pub use userswap_core::device::{

@@ -22,6 +22,7 @@ use userswap_sys::signals::stderr_line;
 use crate::budget::Level;
 use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
+use crate::spec::Policy;
 
 /// Passes of the clock hand for which a page that did not compress is left alone.
 const SKIPS: u64 = 15;
@@ -40,6 +41,32 @@ const PAUSES: usize = 4;
 pub(crate) struct Hand {
     region: usize,
     chunk: usize,
+    /// What the next random place follows from.
+    seed: u64,
+}
+
+impl Hand {
+    /// Goes to a random chunk that may have a present page, if a few hundred tries find one.
+    fn jump(&mut self, regions: &[Arc<RegionMemory>]) {
+        const TRIES: usize = 500;
+        for _ in 0..TRIES {
+            // A linear congruential generator: its upper bits are good enough.
+            self.seed = self
+                .seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let random = (self.seed >> 33) as usize;
+            let region = random % regions.len().max(1);
+            let Some(table) = regions.get(region).map(|region| &region.mm.table) else {
+                return;
+            };
+            let chunk = random / regions.len() % table.chunks().max(1);
+            if table.next_occupied(chunk) == Some(chunk) {
+                (self.region, self.chunk) = (region, chunk);
+                return;
+            }
+        }
+    }
 }
 
 /// A staged block and where its pages came from.
@@ -245,20 +272,20 @@ impl Shared {
         regions: &'a [Arc<RegionMemory>],
     ) -> Option<(&'a Arc<RegionMemory>, usize)> {
         let mut hand = self.hand.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.policy == Policy::Random {
+            hand.jump(regions);
+        }
         // Every region once, and the first one from its start.
         for _ in 0..=regions.len() {
             if hand.region >= regions.len() {
-                *hand = Hand::default();
+                (hand.region, hand.chunk) = (0, 0);
             }
             let region = regions.get(hand.region)?;
             if let Some(chunk) = region.mm.table.next_occupied(hand.chunk) {
                 hand.chunk = chunk + 1;
                 return Some((region, chunk));
             }
-            *hand = Hand {
-                region: hand.region + 1,
-                chunk: 0,
-            };
+            (hand.region, hand.chunk) = (hand.region + 1, 0);
         }
         None
     }

@@ -17,6 +17,7 @@ use crate::frames::FramePool;
 use crate::moving::Moving;
 use crate::reclaim::{Hand, Inactive};
 use crate::space::RealSpace;
+use crate::spec::Policy;
 use crate::spec::{FaultAround, FaultMode};
 use crate::stats::{Counters, Stats};
 use crate::stream::Stream;
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) fault_around: FaultAround,
     /// The limit is not to be exceeded, whatever it costs.
     pub(crate) strict: bool,
+    pub(crate) policy: Policy,
     /// The userfaultfd of regions.
     pub(crate) uffd: Arc<Uffd>,
     pub(crate) regions: RwLock<Vec<Arc<RegionMemory>>>,

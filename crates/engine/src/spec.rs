@@ -35,6 +35,32 @@ impl FromStr for FaultMode {
     }
 }
 
+/// Which pages leave memory. To be measured against each other: programs want the default.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Those that nobody touched while they were on the inactive list.
+    #[default]
+    Recency,
+    /// In the order of addresses, used or not.
+    Fifo,
+    /// Any.
+    Random,
+}
+
+impl FromStr for Policy {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "recency" => Ok(Self::Recency),
+            "fifo" => Ok(Self::Fifo),
+            "random" => Ok(Self::Random),
+            _ => Err(()),
+        }
+    }
+}
+
 /// How many pages one fault brings in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum FaultAround {

@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 
-use userswap::DeviceSpec;
+use userswap::{DeviceSpec, Policy};
 
 /// The names of the variables.
 pub mod names {
@@ -17,6 +17,8 @@ pub mod names {
     pub const TREE: &str = "USERSWAP_TREE";
     /// 1: end the process rather than let it go over the limit.
     pub const STRICT: &str = "USERSWAP_STRICT";
+    /// Which pages leave memory: for measurements.
+    pub const POLICY: &str = "USERSWAP_POLICY";
 }
 
 /// What was asked for.
@@ -32,6 +34,8 @@ pub struct Config {
     pub tree: Option<String>,
     /// Whether to end the process rather than let it go over the limit.
     pub strict: bool,
+    /// Which pages leave memory.
+    pub policy: Policy,
 }
 
 impl Config {
@@ -45,6 +49,7 @@ impl Config {
             stats: variable(names::STATS),
             tree: variable(names::TREE),
             strict: variable(names::STRICT).as_deref() == Some("1"),
+            policy: parse(names::POLICY, Policy::Recency),
         })
     }
 }

@@ -221,6 +221,7 @@ fn begin(config: &Config, limit: u64) {
         .limit(limit)
         // System calls on memory that is swapped out must work: only handler threads see to that.
         .faults(FaultMode::Thread)
+        .policy(config.policy)
         .strict(config.strict);
     let process = match Process::start(builder) {
         Ok(process) => process,

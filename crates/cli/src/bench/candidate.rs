@@ -1,6 +1,6 @@
 //! What is measured: a way of the engine, or the kernel with a compressor.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use userswap::{FaultAround, Way};
 
 use crate::args::{Common, way_name};
@@ -67,7 +67,8 @@ pub(super) fn candidates(
     if common.kernel {
         for &algorithm in &common.kernel_algo {
             // Whatever the host refuses is said now, not when the engine has been measured.
-            drop(KernelZram::set_up(algorithm, kernel_area(common.area))?);
+            let zram = KernelZram::set_up(algorithm, kernel_area(common.area));
+            drop(zram.context("--kernel is not possible here: leave it out")?);
             all.push(Candidate::Kernel {
                 algorithm,
                 area: common.area,

@@ -6,11 +6,13 @@ mod fault;
 mod floor;
 mod latency;
 mod phases;
+mod run;
 mod stat;
 mod swapin;
 
 pub(crate) use contend::run as contend;
 pub(crate) use fault::run as fault;
+pub(crate) use run::run;
 pub(crate) use swapin::run as swapin;
 
 /// The last line of every benchmark.
