@@ -22,6 +22,12 @@ fn the_system_reads_and_writes_swapped_memory_by_every_way() {
     check("transfers", &[38, 26], &["48"]);
 }
 
+/// Pages of files leave first: those that the program has changed in a private mapping must not.
+#[test]
+fn mappings_of_files_keep_what_was_changed_in_them() {
+    check("files", &[28], &["16"]);
+}
+
 #[test]
 fn threads_change_mappings_under_each_other() {
     check("mappings", &[32], &["16"]);

@@ -183,6 +183,22 @@ impl Process {
         pages
     }
 
+    /// Runs `call`, a system call that changes what may be done with memory (mprotect), not during [`Process::while_steady`].
+    pub fn protect(&self, call: impl FnOnce() -> isize) -> isize {
+        let _blocked = Blocked::new();
+        let _within = Within::new();
+        let _changes = self.changes_read();
+        call()
+    }
+
+    /// Runs `run` while no change of the address space that goes through here is under way.
+    pub fn while_steady<R>(&self, run: impl FnOnce() -> R) -> R {
+        let _blocked = Blocked::new();
+        let _within = Within::new();
+        let _changes = self.changes_write();
+        run()
+    }
+
     /// Runs `call`, a system call that takes the mappings of `range` away if it succeeds (munmap, mmap with
     /// MAP_FIXED, brk downwards), and forgets what was there. `call` returns the kernel's result.
     pub fn unmap(&self, range: Range<usize>, call: impl FnOnce() -> isize) -> isize {

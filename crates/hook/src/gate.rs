@@ -93,6 +93,14 @@ pub(crate) extern "C" fn before(frame: &mut Frame) {
     if let Decision::Return(result) = inside(|| wired.handlers.before(&mut frame.call)) {
         frame.answered = 1;
         frame.result = result;
+        look_at_code(frame, wired);
+    }
+}
+
+/// Has code that a call has brought in rewritten.
+fn look_at_code(frame: &Frame, wired: &Wired) {
+    if brings_code(&frame.call, frame.result) && !bypassed() {
+        inside(|| (wired.code_came)(&frame.call, frame.result));
     }
 }
 
@@ -106,9 +114,7 @@ pub(crate) extern "C" fn after(frame: &mut Frame) {
     if told {
         inside(|| wired.handlers.after(&frame.call, frame.result));
     }
-    if brings_code(&frame.call, frame.result) && !bypassed() {
-        inside(|| (wired.code_came)(&frame.call, frame.result));
-    }
+    look_at_code(frame, wired);
 }
 
 /// Runs the handlers: cancellation waits, and `errno` stays what it is.

@@ -155,6 +155,12 @@ pub struct Inspection {
     pub library: Library,
 }
 
+/// Runs `run` while no code is rewritten. With every signal blocked on this thread, and not from a handler of ours.
+pub fn while_code_stays<R>(run: impl FnOnce() -> R) -> R {
+    let _done = done();
+    run()
+}
+
 /// Rewrites what a call has brought in, before the program gets to know its address.
 fn code_came(call: &Call, result: isize) {
     let start = match call.nr as i64 {

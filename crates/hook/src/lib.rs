@@ -37,5 +37,5 @@ mod table;
 pub use bypass::Bypass;
 pub use call::{Call, Decision, Handlers};
 pub use coverage::{Coverage, Library};
-pub use install::{Error, Inspection, coverage, inspect, install, set_active};
+pub use install::{Error, Inspection, coverage, inspect, install, set_active, while_code_stays};
 pub use table::{Access, Knowledge, Span, is_known, memory_of, uses_memory};

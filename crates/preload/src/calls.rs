@@ -14,7 +14,7 @@ use crate::maps::LEAST;
 use crate::{exit, forks, kept, monitor, raw, stacks, state};
 
 /// The calls looked at.
-const WANTED: [c_long; 16] = [
+const WANTED: [c_long; 17] = [
     libc::SYS_vmsplice,
     libc::SYS_setsockopt,
     libc::SYS_mmap,
@@ -23,6 +23,7 @@ const WANTED: [c_long; 16] = [
     libc::SYS_brk,
     libc::SYS_madvise,
     libc::SYS_mprotect,
+    libc::SYS_pkey_mprotect,
     libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_fork,
@@ -77,6 +78,17 @@ impl Handlers for Calls {
             libc::SYS_mremap => change(call, remap),
             libc::SYS_brk => change(call, set_break),
             libc::SYS_madvise => change(call, advise),
+            // What can be written is not dropped as if it were a file's still.
+            libc::SYS_mprotect | libc::SYS_pkey_mprotect
+                if call.args[2] as c_int & libc::PROT_WRITE != 0 =>
+            {
+                let Some(process) = state::engine() else {
+                    return Decision::Run;
+                };
+                let result = process.protect(|| make(call));
+                self.after(call, result);
+                Decision::Return(result)
+            }
             libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
                 monitor::hold();
                 forks::begin();
@@ -112,7 +124,7 @@ impl Handlers for Calls {
         }
         match call.nr as c_long {
             libc::SYS_mmap => mapped(call, result),
-            libc::SYS_mprotect if result == 0 => {
+            libc::SYS_mprotect | libc::SYS_pkey_mprotect if result == 0 => {
                 let writable = libc::PROT_READ | libc::PROT_WRITE;
                 if call.args[2] as c_int == writable {
                     // Of what kind other memory is cannot be told from here.

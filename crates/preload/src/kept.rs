@@ -17,8 +17,12 @@ pub(crate) struct Kept {
 
 /// Sizes in pages.
 pub(crate) static SIZES: Kept = Kept::new("/proc/self/statm");
+/// What each page is.
+pub(crate) static PAGES: Kept = Kept::new("/proc/self/pagemap");
 /// Sums over all mappings.
 pub(crate) static SUMS: Kept = Kept::new("/proc/self/smaps_rollup");
+
+const ALL: [&Kept; 3] = [&SIZES, &PAGES, &SUMS];
 
 impl Kept {
     const fn new(path: &'static str) -> Self {
@@ -40,8 +44,8 @@ impl Kept {
         }
     }
 
-    /// What it says now.
-    pub(crate) fn read(&self) -> Option<String> {
+    /// What `look` finds in it; `None`: it is not open.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&File) -> R) -> Option<R> {
         let number = self.number.load(Ordering::Relaxed);
         if number < 0 {
             return None;
@@ -49,28 +53,40 @@ impl Kept {
         // SAFETY: open, and only looked at here: it is not closed when this goes.
         let file = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(number) });
         debug_assert_eq!(file.as_raw_fd(), number);
+        Some(look(&file))
+    }
+
+    /// What it says now.
+    pub(crate) fn read(&self) -> Option<String> {
         let mut text = [0; PAGE_SIZE];
-        let len = file.read_at(&mut text, 0).ok()?;
+        let len = self.with(|file| file.read_at(&mut text, 0))?.ok()?;
         String::from_utf8(text[..len].to_vec()).ok()
     }
 }
 
 /// Opens all of them.
 pub(crate) fn open_all() {
-    SIZES.open();
-    SUMS.open();
+    for kept in ALL {
+        kept.open();
+    }
 }
 
 /// The numbers in use.
-pub(crate) fn numbers() -> [i32; 2] {
-    [&SIZES, &SUMS].map(|kept| kept.number.load(Ordering::Relaxed))
+pub(crate) fn numbers() -> [i32; ALL.len()] {
+    ALL.map(|kept| kept.number.load(Ordering::Relaxed))
 }
 
 /// What the process has in memory, in bytes.
 pub(crate) fn resident_bytes() -> Option<u64> {
+    resident_and_file_bytes().map(|(resident, _)| resident)
+}
+
+/// What the process has in memory, and what of it belongs to files or is shared memory, in bytes.
+pub(crate) fn resident_and_file_bytes() -> Option<(u64, u64)> {
     let text = SIZES.read()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * PAGE_SIZE as u64)
+    let mut pages = text.split(' ').skip(1).map(|pages| pages.parse::<u64>());
+    let (resident, of_files) = (pages.next()?.ok()?, pages.next()?.ok()?);
+    Some((resident * PAGE_SIZE as u64, of_files * PAGE_SIZE as u64))
 }
 
 /// What the process has in memory, shared pages counted by their share, in bytes.

@@ -3,13 +3,14 @@
 //!
 //! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `tree`
 //! (the limit shared with other processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine runs), `kept` (files about the process),
-//! `exit` (what is said at the end), `calls`
+//! `files` (pages of files leave first), `exit` (what is said at the end), `calls`
 //! (the program's system calls), `monitor` (the thread that watches memory use), `start` (this file).
 
 mod alloc;
 mod calls;
 pub mod config;
 mod exit;
+mod files;
 mod forks;
 mod kept;
 mod maps;

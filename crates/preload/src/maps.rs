@@ -64,6 +64,33 @@ pub(crate) fn swappable(
     }
 }
 
+/// Mappings of files whose pages hold what the file holds, or tell that they do not: private ones that cannot be written,
+/// and shared ones. `is_on_disk` is asked about their paths.
+pub(crate) fn of_files(
+    maps: &str,
+    mut is_on_disk: impl FnMut(&str) -> bool,
+    mut found: impl FnMut(Range<usize>),
+) {
+    for line in maps.lines().filter_map(parse) {
+        let special =
+            !line.path.starts_with('/') || SPECIAL.iter().any(|s| line.path.starts_with(s));
+        if line.inode == "0" || special || line.range.len() < LEAST_OF_FILE {
+            continue;
+        }
+        let unwritable = line.permissions.as_bytes()[1] == b'-';
+        let shared = line.permissions.ends_with('s');
+        if (unwritable || shared) && is_on_disk(line.path) {
+            found(line.range);
+        }
+    }
+}
+
+/// Paths of what is no file on a disk.
+const SPECIAL: [&str; 4] = ["/dev/", "/memfd:", "/SYSV", "/proc/"];
+
+/// Shorter mappings of files are left, in bytes.
+const LEAST_OF_FILE: usize = 64 << 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +128,35 @@ mod tests {
                 0x5555_5570_0000..0x5555_5590_0000,
                 0x7fff_0000_0000..0x7fff_0010_0000,
                 0x7fff_3000_0000..0x7fff_3010_0000,
+            ]
+        );
+    }
+
+    #[test]
+    fn files_that_cannot_have_been_changed_are_found() {
+        let maps = "\
+555555554000-555555576000 r--p 00000000 fe:00 1234 /usr/bin/program
+555555576000-555555596000 rw-p 00002000 fe:00 1234 /usr/bin/program
+7fff10000000-7fff10100000 r--s 00000000 fe:00 9 /data/on a disk
+7fff10100000-7fff10200000 rw-s 00000000 00:01 7 /tmp/in memory
+7fff10200000-7fff10300000 rw-s 00000000 00:01 8 /dev/shm/in memory
+7fff10300000-7fff10400000 r--p 00000000 00:01 8 /memfd:x (deleted)
+7fff20000000-7fff20100000 r-xp 00000000 fe:00 77 /usr/lib/libc.so.6
+7fff20100000-7fff20101000 r--p 00000000 fe:00 77 /usr/lib/libc.so.6
+7fff30000000-7fff30100000 r--p 00000000 00:00 0
+";
+        let mut found = Vec::new();
+        of_files(
+            maps,
+            |path| !path.starts_with("/tmp"),
+            |range| found.push(range),
+        );
+        assert_eq!(
+            found,
+            [
+                0x5555_5555_4000..0x5555_5557_6000,
+                0x7fff_1000_0000..0x7fff_1010_0000,
+                0x7fff_2000_0000..0x7fff_2010_0000,
             ]
         );
     }

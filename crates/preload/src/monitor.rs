@@ -12,6 +12,7 @@ use userswap_sys::signals::{Blocked, stderr_line};
 use userswap_sys::{futex, own};
 
 use crate::config::Config;
+use crate::files::Files;
 use crate::tree::Tree;
 use crate::{calls, exit, kept, maps, stacks, state};
 
@@ -139,6 +140,7 @@ fn refuse(why: &str) {
 fn watch(config: &'static Config) {
     let tree = config.tree.as_deref().and_then(Tree::open);
     let mut own = OwnPart::default();
+    let mut files = Files::new();
     loop {
         let look = LOOK.load(Ordering::Relaxed);
         hold();
@@ -161,6 +163,11 @@ fn watch(config: &'static Config) {
                     if SEARCH.swap(false, Ordering::Relaxed) {
                         take_on(process);
                     }
+                    let resident = if files.press(process, limit) {
+                        kept::resident_bytes().unwrap_or(resident)
+                    } else {
+                        resident
+                    };
                     keep(process, limit, resident);
                     pause(limit, resident)
                 }

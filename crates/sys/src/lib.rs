@@ -10,6 +10,7 @@
 //! | [`own`] | what in this process is ours and must stay in memory |
 //! | [`futex`] | sleeping on a word |
 //! | [`mapping`] | anonymous memory: reserve, advise, discard, populate |
+//! | [`pagemap`] | which pages are a file's |
 //! | [`uffd`] | userfaultfd: register, copy, move, wake, poison, read events |
 //! | [`signals`] | the one SIGBUS handler, and the chain to an earlier one |
 //! | [`host`] | what this machine permits and how full it is |
@@ -27,6 +28,7 @@ pub mod host;
 pub mod inject;
 pub mod mapping;
 pub mod own;
+pub mod pagemap;
 pub mod ranges;
 pub mod signals;
 pub mod timing;

@@ -1,0 +1,104 @@
+//! Pages of files that the process has mapped: the first to leave when memory is short.
+//!
+//! Code, and files that are read through mappings, count as memory of the process as long as its page tables name
+//! them. Those it has not changed can be dropped from there: the system keeps them as long as it has room, and maps what
+//! is touched again, many pages at a time, for a small part of what a swapped page costs. So everything of the kind is dropped
+//! now and then; what comes back is what is used.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::mm::{Advice, madvise};
+use userswap::Process;
+use userswap_hook::while_code_stays;
+use userswap_sys::pagemap;
+
+use crate::{kept, maps};
+
+/// Fewer bytes are not worth looking for.
+const LEAST: u64 = 1 << 20;
+
+const SHORTEST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Drops pages of files while memory is short.
+pub(crate) struct Files {
+    dropped_at: Option<Instant>,
+    /// Until files are looked at again.
+    pause: Duration,
+    /// Bytes that were left, and that went, the last time.
+    left: u64,
+    went: u64,
+    /// The system cannot tell which pages are a file's.
+    unable: bool,
+}
+
+impl Files {
+    pub(crate) const fn new() -> Self {
+        Self {
+            dropped_at: None,
+            pause: SHORTEST,
+            left: 0,
+            went: 0,
+            unable: false,
+        }
+    }
+
+    /// Drops what can be, if the process is close to its `limit` and it is time. Returns whether it did.
+    pub(crate) fn press(&mut self, process: &Process, limit: u64) -> bool {
+        let Some((resident, files)) = kept::resident_and_file_bytes() else {
+            return false;
+        };
+        if self.unable || resident < limit - limit / 8 || files < self.left + LEAST {
+            return false;
+        }
+        // Over the limit there is no time to lose.
+        let rested = self
+            .dropped_at
+            .is_none_or(|at| at.elapsed() >= self.pause || resident > limit);
+        if !rested {
+            return false;
+        }
+        let came_back = files.saturating_sub(self.left);
+        self.pause = if came_back > self.went / 2 {
+            (self.pause * 2).min(LONGEST)
+        } else {
+            (self.pause / 2).max(SHORTEST)
+        };
+        self.unable = !process.while_steady(|| while_code_stays(drop_unchanged));
+        self.left = kept::resident_and_file_bytes().map_or(files, |(_, files)| files);
+        self.went = files.saturating_sub(self.left);
+        self.dropped_at = Some(Instant::now());
+        true
+    }
+}
+
+/// Drops unchanged pages of files from the page tables. Nothing is unmapped, mapped over, made writable or rewritten
+/// meanwhile. `false`: it cannot be told which are unchanged.
+fn drop_unchanged() -> bool {
+    let Ok(text) = std::fs::read_to_string("/proc/self/maps") else {
+        return true;
+    };
+    let mut able = true;
+    kept::PAGES.with(|pagemap| {
+        maps::of_files(&text, is_on_disk, |range| {
+            let looked = pagemap::file_pages(pagemap.as_fd(), &range, |pages| {
+                // SAFETY: pages that are a file's, in a mapping that cannot be written or is shared with the file: they hold
+                // what the file holds, and the system reads them again. The caller keeps both from changing.
+                // Refused where the program has them locked.
+                let _ =
+                    unsafe { madvise(pages.start as *mut _, pages.len(), Advice::LinuxDontNeed) };
+            });
+            able &= looked.is_ok();
+        });
+    });
+    able
+}
+
+/// Whether the file at `path` is on a disk: one in memory would only seem to leave it.
+fn is_on_disk(path: &str) -> bool {
+    // tmpfs, ramfs, hugetlbfs.
+    const IN_MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+    rustix::fs::statfs(Path::new(path)).is_ok_and(|system| !IN_MEMORY.contains(&system.f_type))
+}

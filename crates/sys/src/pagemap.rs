@@ -1,0 +1,134 @@
+//! Which pages of a process are pages of files, by its `/proc/PID/pagemap` (`PAGEMAP_SCAN`, Linux 6.7).
+
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+
+use crate::Errno;
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    /// Where the walk ended: told by the system.
+    walk_end: u64,
+    regions: u64,
+    regions_len: u64,
+    max_pages: u64,
+    inverted: u64,
+    all_of: u64,
+    any_of: u64,
+    told: u64,
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const SCAN: Opcode = opcode::read_write::<Scan>(b'f', 16);
+
+/// A page of a file, or of shared memory; not one that the process has changed in a private mapping.
+const IS_FILE: u64 = 1 << 2;
+const IS_PRESENT: u64 = 1 << 3;
+
+/// Runs of pages looked up at a time.
+const RUNS: usize = 64;
+
+/// Tells `found` the runs of pages in `range` that are in memory and are a file's. `pagemap`: the process's own.
+///
+/// # Errors
+/// What the system said: [`Errno::NOTTY`] before Linux 6.7.
+pub fn file_pages(
+    pagemap: BorrowedFd<'_>,
+    range: &Range<usize>,
+    mut found: impl FnMut(Range<usize>),
+) -> Result<(), Errno> {
+    let mut at = range.start;
+    while at < range.end {
+        let mut regions = [Region::default(); RUNS];
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            start: at as u64,
+            end: range.end as u64,
+            regions: regions.as_mut_ptr() as u64,
+            regions_len: RUNS as u64,
+            all_of: IS_FILE | IS_PRESENT,
+            ..Scan::default()
+        };
+        // SAFETY: the request is for this structure, and the regions it points to are as many as it says.
+        unsafe { ioctl(pagemap, Updater::<SCAN, Scan>::new(&mut scan)) }?;
+        // Those that were not filled in are empty.
+        for region in regions.iter().take_while(|region| region.end > 0) {
+            found(region.start as usize..region.end as usize);
+        }
+        let end = scan.walk_end as usize;
+        if end <= at {
+            break;
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+    use super::*;
+    use crate::PAGE_SIZE;
+
+    #[test]
+    fn changed_pages_of_a_private_mapping_are_not_the_files() {
+        let pagemap = File::open("/proc/self/pagemap").expect("it is there");
+        let program = File::open("/proc/self/exe").expect("it is there");
+        let len = 8 * PAGE_SIZE;
+        // SAFETY: a fresh mapping of at least as many bytes of a file as this program has.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+                &program,
+                0,
+            )
+        }
+        .expect("a mapping");
+        let range = start as usize..start as usize + len;
+        // SAFETY: in the mapping, which this test alone uses.
+        unsafe { *start.cast::<u8>().add(3 * PAGE_SIZE) = 1 };
+        for page in 0..3 {
+            // SAFETY: as above.
+            let _ = unsafe { start.cast::<u8>().add(page * PAGE_SIZE).read_volatile() };
+        }
+        let mut files = 0_usize;
+        let walked = file_pages(pagemap.as_fd(), &range, |run| {
+            for page in run.step_by(PAGE_SIZE) {
+                files |= 1 << ((page - range.start) / PAGE_SIZE);
+            }
+        });
+        if walked == Err(Errno::NOTTY) {
+            println!("SKIPPED: PAGEMAP_SCAN is not there before Linux 6.7");
+            assert!(std::env::var_os("CI").is_none(), "needed by .ci/run");
+            return;
+        }
+        assert_eq!(walked, Ok(()));
+        assert_eq!(files & 1 << 3, 0, "changed: {files:b}");
+        assert_eq!(files & 0b111, 0b111, "read: {files:b}");
+        // SAFETY: nobody uses it any more.
+        unsafe { munmap(start, len) }.expect("unmapped");
+    }
+}
