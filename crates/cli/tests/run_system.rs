@@ -22,6 +22,17 @@ fn the_system_reads_and_writes_swapped_memory_by_every_way() {
     check("transfers", &[38, 26], &["48"]);
 }
 
+/// What a program forbids itself it forbids us: its memory comes back before.
+#[test]
+fn a_program_that_filters_its_system_calls_has_its_memory_back() {
+    for threads in [&["48"][..], &["48", "all"]] {
+        let Some(swapping) = check("confined", &[38], threads) else {
+            return;
+        };
+        assert_eq!(swapping, [1]);
+    }
+}
+
 /// Pages of files leave first: those that the program has changed in a private mapping must not.
 #[test]
 fn mappings_of_files_keep_what_was_changed_in_them() {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_long};
 use userswap::Process;
-use userswap_hook::{Call, Decision, Handlers};
+use userswap_hook::{Bypass, Call, Decision, Handlers};
 use userswap_sys::PAGE_SIZE;
 use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
@@ -14,7 +14,7 @@ use crate::maps::LEAST;
 use crate::{exit, forks, kept, monitor, raw, stacks, state};
 
 /// The calls looked at.
-const WANTED: [c_long; 17] = [
+const WANTED: [c_long; 19] = [
     libc::SYS_vmsplice,
     libc::SYS_setsockopt,
     libc::SYS_mmap,
@@ -27,6 +27,8 @@ const WANTED: [c_long; 17] = [
     libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_fork,
+    libc::SYS_seccomp,
+    libc::SYS_prctl,
     libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_dup2,
@@ -105,6 +107,14 @@ impl Handlers for Calls {
             }
             libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {
                 stop_recycling();
+                Decision::Run
+            }
+            libc::SYS_prctl if call.args[0] as c_int == libc::PR_SET_SECCOMP => {
+                confined(false);
+                Decision::Run
+            }
+            libc::SYS_seccomp if call.args[0] as u32 <= libc::SECCOMP_SET_MODE_FILTER => {
+                confined(call.args[1] & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0);
                 Decision::Run
             }
             libc::SYS_close | libc::SYS_close_range | libc::SYS_dup2 | libc::SYS_dup3 => {
@@ -287,6 +297,15 @@ fn forked(child: bool) {
         ));
         std::process::abort();
     }
+}
+
+/// The program is about to confine its system calls: ours could end it. What there is to write is written now, and from
+/// then on nothing is done for it any more.
+fn confined(all_threads: bool) {
+    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    exit::finish();
+    monitor::confined(all_threads);
+    userswap_hook::set_active(false);
 }
 
 fn stop_recycling() {

@@ -77,7 +77,7 @@ impl Files {
 /// Drops unchanged pages of files from the page tables. Nothing is unmapped, mapped over, made writable or rewritten
 /// meanwhile. `false`: it cannot be told which are unchanged.
 fn drop_unchanged() -> bool {
-    let Ok(text) = std::fs::read_to_string("/proc/self/maps") else {
+    let Some(text) = kept::MAPS.read_all() else {
         return true;
     };
     let mut able = true;

@@ -17,12 +17,14 @@ pub(crate) struct Kept {
 
 /// Sizes in pages.
 pub(crate) static SIZES: Kept = Kept::new("/proc/self/statm");
+/// The mappings.
+pub(crate) static MAPS: Kept = Kept::new("/proc/self/maps");
 /// What each page is.
 pub(crate) static PAGES: Kept = Kept::new("/proc/self/pagemap");
 /// Sums over all mappings.
 pub(crate) static SUMS: Kept = Kept::new("/proc/self/smaps_rollup");
 
-const ALL: [&Kept; 3] = [&SIZES, &PAGES, &SUMS];
+const ALL: [&Kept; 4] = [&SIZES, &MAPS, &PAGES, &SUMS];
 
 impl Kept {
     const fn new(path: &'static str) -> Self {
@@ -56,7 +58,23 @@ impl Kept {
         Some(look(&file))
     }
 
-    /// What it says now.
+    /// All of what it says now, however long.
+    pub(crate) fn read_all(&self) -> Option<String> {
+        let text = self.with(|file| {
+            let mut text = Vec::with_capacity(16 * PAGE_SIZE);
+            let mut part = [0; PAGE_SIZE];
+            loop {
+                let len = file.read_at(&mut part, text.len() as u64).ok()?;
+                if len == 0 {
+                    return Some(text);
+                }
+                text.extend_from_slice(&part[..len]);
+            }
+        })??;
+        String::from_utf8(text).ok()
+    }
+
+    /// What it says now, in a page at most.
     pub(crate) fn read(&self) -> Option<String> {
         let mut text = [0; PAGE_SIZE];
         let len = self.with(|file| file.read_at(&mut text, 0))?.ok()?;
@@ -114,5 +132,8 @@ mod tests {
         open_all();
         assert!(first.iter().chain(&numbers()).all(|&number| number >= 0));
         assert!(resident_bytes().is_some());
+        let maps = MAPS.read_all().expect("all lines");
+        assert!(maps.len() > PAGE_SIZE && maps.ends_with('\n'), "{maps}");
+        assert!(maps.contains("[stack]") && maps.contains("-"));
     }
 }

@@ -64,6 +64,9 @@ extern "C" fn start() {
 /// In a child of fork, when libc is ready for threads again.
 extern "C" fn in_child() {
     let Some(config) = exit::config() else { return };
+    if monitor::is_confined() {
+        return;
+    }
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
     kept::open_all();
     if let Some(process) = state::engine()

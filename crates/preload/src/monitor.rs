@@ -128,6 +128,32 @@ pub(crate) fn give_up() {
     REFUSED.store(true, Ordering::Relaxed);
 }
 
+/// The program is about to confine its own system calls, and ours with them. `all_threads`: those of every thread.
+pub(crate) fn confined(all_threads: bool) {
+    CONFINED.store(true, Ordering::Relaxed);
+    hold();
+    if let Some(process) = state::engine() {
+        process.retire();
+        state::end();
+        refuse(BY_FILTER);
+    } else if all_threads {
+        refuse(BY_FILTER);
+    }
+    // For all threads, the monitor stays where it is, asleep: its next call could be the end of the process.
+    if !all_threads {
+        release();
+    }
+}
+
+/// Whether the program has confined its system calls.
+pub(crate) fn is_confined() -> bool {
+    CONFINED.load(Ordering::Relaxed)
+}
+
+static CONFINED: AtomicBool = AtomicBool::new(false);
+
+const BY_FILTER: &str = "the program filters its system calls (seccomp), which ours could not pass";
+
 fn refuse(why: &str) {
     if !REFUSED.swap(true, Ordering::Relaxed) {
         stderr_line(format_args!(
@@ -220,6 +246,9 @@ fn pause(mark: u64, resident: u64) -> Duration {
 
 /// Starts the engine and takes on what the program has.
 fn begin(config: &Config, limit: u64) {
+    if is_confined() {
+        return refuse(BY_FILTER);
+    }
     if let Some(problem) = uncovered() {
         return refuse(&problem);
     }
@@ -265,7 +294,7 @@ pub(crate) fn take_on(process: &Process) {
     let program = std::env::current_exe().unwrap_or_default();
     let program = program.to_string_lossy();
     process.take_on(|found| {
-        let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+        let Some(maps) = kept::MAPS.read_all() else {
             return;
         };
         let stacks: Vec<_> = own::ranges()
