@@ -67,3 +67,8 @@ fn descriptors_are_all_closed_and_all_used() {
 fn threads_start_and_end() {
     check("threads", &[40], &["48"]);
 }
+
+#[test]
+fn huge_pages_are_taken_apart_and_put_together() {
+    check("huge", &[44, 38], &["48"]);
+}

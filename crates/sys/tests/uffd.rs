@@ -148,6 +148,57 @@ fn move_refuses_a_page_that_is_there() {
 }
 
 #[test]
+fn moves_from_one_huge_page_at_once_say_what_they_did() {
+    const HUGE: usize = 2 << 20;
+    const RUN: usize = 64;
+    let test = "moves_from_one_huge_page_at_once_say_what_they_did";
+    let (Some(uffd), Some(staging_uffd)) = (inline_or_skip(test), inline_or_skip(test)) else {
+        return;
+    };
+    for round in 0..30 {
+        let reserved = pages(2 * HUGE / PAGE_SIZE);
+        let first = (reserved.base().next_multiple_of(HUGE) - reserved.base()) / PAGE_SIZE;
+        // SAFETY: the test's own memory; advice changes nothing that it holds.
+        unsafe {
+            libc::madvise(
+                reserved.as_ptr().cast(),
+                reserved.len(),
+                libc::MADV_HUGEPAGE,
+            )
+        };
+        (0..HUGE / PAGE_SIZE).for_each(|page| fill(&reserved, first + page, round));
+        let staging = pages(4 * RUN);
+        register(&uffd, &reserved);
+        register(&staging_uffd, &staging);
+        let start = std::sync::Barrier::new(4);
+        thread::scope(|scope| {
+            for part in 0..4 {
+                let (reserved, staging, staging_uffd) = (&reserved, &staging, &staging_uffd);
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    let mut moved = 0;
+                    while moved < RUN {
+                        let from = reserved.base() + (first + part * RUN + moved) * PAGE_SIZE;
+                        let to = staging.base() + (part * RUN + moved) * PAGE_SIZE;
+                        let bytes = (RUN - moved) * PAGE_SIZE;
+                        // SAFETY: the test's own ranges, which nobody else uses.
+                        match unsafe { staging_uffd.move_pages(to, from, bytes, false) }.outcome() {
+                            Outcome::Complete => moved = RUN,
+                            Outcome::Partial(bytes) => moved += bytes / PAGE_SIZE,
+                            // Other threads have the huge page in hand.
+                            Outcome::Again | Outcome::Refused(Errno::BUSY) => thread::yield_now(),
+                            Outcome::Refused(errno) => panic!("{errno} after {moved} pages"),
+                        }
+                    }
+                });
+            }
+        });
+        assert!((0..4 * RUN).all(|page| holds(&staging, page, first + page, round)));
+    }
+}
+
+#[test]
 fn registering_belongs_to_one_and_ends() {
     let Some(uffd) = inline_or_skip("registering_belongs_to_one_and_ends") else {
         return;

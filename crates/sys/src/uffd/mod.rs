@@ -24,8 +24,9 @@ pub use features::Features;
 pub use open::{DEVICE, Open, OpenError, Way, open_by};
 pub use progress::{Outcome, Progress};
 
-use crate::Errno;
 use crate::inject::{self, Call};
+use crate::mapping::present_mask;
+use crate::{Errno, PAGE_SIZE};
 
 /// An open userfaultfd.
 #[derive(Debug)]
@@ -167,8 +168,40 @@ impl Uffd {
             };
             // SAFETY: number and structure belong together; the addresses are the caller's part.
             let returned = unsafe { abi::call::<{ abi::MOVE }, _>(self, &mut argument) };
-            Progress::new(returned, argument.move_, len)
+            let told = Progress::new(returned, argument.move_, len);
+            if told.outcome() == Outcome::Refused(Errno::EXIST) && !allow_src_holes {
+                return self.moved_all_the_same(dst, src, len);
+            }
+            told
         })
+    }
+
+    /// What a move came to that refused a page at `dst`.
+    ///
+    /// Where two moves from one huge page meet (each has it split), Linux 6.18 moves the pages, comes to them a second time,
+    /// and answers that they are there. A page that came with this move is at `dst` and no longer at `src`.
+    #[cold]
+    fn moved_all_the_same(&self, dst: usize, src: usize, len: usize) -> Progress {
+        const AT_ONCE: usize = 64 * PAGE_SIZE;
+        let mut done = 0;
+        while done < len {
+            let pages = (len - done).min(AT_ONCE) / PAGE_SIZE;
+            let arrived = present_mask(dst + done, pages).unwrap_or(0)
+                & !present_mask(src + done, pages).unwrap_or(u64::MAX);
+            let moved = (arrived.trailing_ones() as usize).min(pages);
+            done += moved * PAGE_SIZE;
+            if moved < pages {
+                break;
+            }
+        }
+        if done > 0 {
+            // The move left this out. Refused where the range is not registered any more: then nobody waits.
+            let _ = self.wake(dst, done);
+        }
+        Progress {
+            done,
+            error: (done < len).then_some(Errno::EXIST),
+        }
     }
 
     /// Wakes threads that wait for pages in the range; each repeats its access and faults again if the page is missing.
