@@ -2,12 +2,14 @@
 //!
 //! Whether the neighbours of a faulting page get used cannot be seen once they are mapped. So now
 //! and then one neighbour, the *canary*, is left out on purpose. If it is faulted before its chunk is
-//! evicted again, neighbours get used and the window grows; if it is still out then, they do not
-//! and the window shrinks. A window of one page has no canary; it grows when faults walk through
-//! neighbouring pages.
+//! evicted again, it was used; if it is still out then, it was not. The window grows where more than about a
+//! third of them get used, and shrinks where fewer do: a neighbour brought in costs its reading and later its
+//! eviction, about a third of the fault that it saves. Used means soon: in a program that touches all it has, each page
+//! is used some day, the neighbours no sooner than what they drive out. A window of one page has no canary; it grows when
+//! faults walk through neighbouring pages.
 
 use crate::page_table::CHUNK_PAGES;
-use crate::sync::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 /// The window a new address space starts with, in pages.
 const START: u32 = 64;
@@ -15,9 +17,17 @@ const START: u32 = 64;
 /// One fault-around in this many has a canary.
 const CANARY_EVERY: u32 = 8;
 
-/// Canaries lost in a row before the window shrinks: a wrong shrink costs faults at once, a wrong
-/// growth only memory that reclaim gets back.
-const LOST_LIMIT: u32 = 4;
+/// What a canary that was used counts, against one that was not.
+const USED: i32 = 2;
+
+/// The score at which the window grows.
+const GROW_AT: i32 = 2;
+
+/// The score at which it shrinks.
+const SHRINK_AT: i32 = -3;
+
+/// A canary that is faulted after more pages have come in than this part of what memory holds was not used soon.
+const SOON: usize = 8;
 
 /// The fault-around of an address space. All fields are hints: Relaxed throughout.
 #[derive(Debug)]
@@ -25,8 +35,11 @@ pub(crate) struct Around {
     /// Pages, a power of two.
     window: AtomicU32,
     fixed: bool,
-    lost: AtomicU32,
+    score: AtomicI32,
+    /// Fault-arounds so far.
     turn: AtomicU32,
+    /// Pages that memory holds.
+    room: AtomicUsize,
     /// The page after the last fault's.
     next: AtomicUsize,
     /// The page after the last first touch's window, and how wide the next may be.
@@ -43,8 +56,9 @@ impl Around {
         Self {
             window: AtomicU32::new(window),
             fixed: fixed.is_some(),
-            lost: AtomicU32::new(0),
+            score: AtomicI32::new(0),
             turn: AtomicU32::new(0),
+            room: AtomicUsize::new(usize::MAX),
             next: AtomicUsize::new(usize::MAX),
             fresh_next: AtomicUsize::new(usize::MAX),
             fresh_width: AtomicUsize::new(1),
@@ -86,33 +100,53 @@ impl Around {
 
     /// The neighbour to leave out this time, of those in `mask`; `index` is the faulting page.
     pub(crate) fn choose_canary(&self, mask: u64, index: usize) -> Option<usize> {
-        if self.fixed
-            || !self
-                .turn
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(CANARY_EVERY)
-        {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if self.fixed || !turn.is_multiple_of(CANARY_EVERY) {
             return None;
         }
-        let after = mask & !crate::mask::run(0, index) & !crate::mask::bit(index);
-        let others = if after == 0 {
-            mask & !crate::mask::bit(index)
+        // Any of them: the next one is used more often than the rest of a wide window, where one thing lies across two
+        // pages for example.
+        let others = mask & !crate::mask::bit(index);
+        let nth = (turn / CANARY_EVERY).wrapping_mul(0x9e37_79b9) >> 16;
+        crate::mask::indices(others).nth((nth % others.count_ones().max(1)) as usize)
+    }
+
+    /// Memory holds `pages` pages now.
+    pub(crate) fn note_room(&self, pages: usize) {
+        // A line that all threads read is written only when it has to be.
+        if self.room.load(Ordering::Relaxed) != pages {
+            self.room.store(pages, Ordering::Relaxed);
+        }
+    }
+
+    /// What to remember of now, for [`Around::canary_faulted`].
+    pub(crate) fn now(&self) -> u16 {
+        self.turn.load(Ordering::Relaxed) as u16
+    }
+
+    /// A canary left out at `since` was faulted.
+    pub(crate) fn canary_faulted(&self, since: u16) {
+        let turns = usize::from(self.now().wrapping_sub(since));
+        let came_in = turns * self.window();
+        if came_in <= self.room.load(Ordering::Relaxed) / SOON {
+            self.canary_used();
         } else {
-            after
-        };
-        (others != 0).then(|| others.trailing_zeros() as usize)
+            self.canary_lost();
+        }
     }
 
-    /// A canary was faulted: neighbours get used.
-    pub(crate) fn canary_used(&self) {
-        self.lost.store(0, Ordering::Relaxed);
-        self.grow();
+    /// A canary was used: neighbours get used.
+    fn canary_used(&self) {
+        if self.score.fetch_add(USED, Ordering::Relaxed) + USED >= GROW_AT {
+            self.score.store(0, Ordering::Relaxed);
+            self.grow();
+        }
     }
 
-    /// A chunk is evicted with its canary untouched.
+    /// A chunk is evicted with its canary untouched, or it was touched late.
     pub(crate) fn canary_lost(&self) {
-        if self.lost.fetch_add(1, Ordering::Relaxed) + 1 >= LOST_LIMIT {
-            self.lost.store(0, Ordering::Relaxed);
+        if self.score.fetch_sub(1, Ordering::Relaxed) - 1 <= SHRINK_AT {
+            self.score.store(0, Ordering::Relaxed);
             self.set((self.window() / 2).max(1));
         }
     }
@@ -175,7 +209,7 @@ mod tests {
         assert_eq!(around.window(), 64);
         around.canary_used();
         assert_eq!(around.window(), 64, "never past a chunk");
-        for _ in 0..64 * LOST_LIMIT {
+        for _ in 0..64 * -SHRINK_AT {
             around.canary_lost();
         }
         assert_eq!(around.window(), 1);
@@ -183,6 +217,54 @@ mod tests {
         assert_eq!(around.window(), 1);
         around.note_fault(11);
         assert_eq!(around.window(), 2, "a walk shows that neighbours get used");
+    }
+
+    #[test]
+    fn the_window_goes_where_a_third_of_the_neighbours_get_used() {
+        for (used_of_ten, widest) in [(0, 1), (1, 8), (6, 64), (10, 64)] {
+            let around = Around::new(None);
+            around.set(8);
+            let mut most = 1;
+            for turn in 0..1000_u32 {
+                // Spread evenly.
+                if turn * 7 % 10 < used_of_ten {
+                    around.canary_used();
+                } else {
+                    around.canary_lost();
+                }
+                if turn > 500 {
+                    most = most.max(around.window());
+                }
+            }
+            assert!(
+                if used_of_ten > 3 {
+                    around.window() == widest
+                } else {
+                    most <= widest
+                },
+                "{used_of_ten} of 10 used: {} pages",
+                around.window()
+            );
+        }
+    }
+
+    #[test]
+    fn a_neighbour_that_is_used_late_was_not_worth_bringing_in() {
+        let around = Around::new(None);
+        around.note_room(64 * 8 * 10);
+        let later = |turns: u32| {
+            let since = around.now();
+            around.turn.fetch_add(turns, Ordering::Relaxed);
+            since
+        };
+        for _ in 0..10 {
+            around.canary_faulted(later(10));
+        }
+        assert_eq!(around.window(), 64);
+        for _ in 0..10 {
+            around.canary_faulted(later(1000));
+        }
+        assert!(around.window() < 64);
     }
 
     #[test]

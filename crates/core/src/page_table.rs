@@ -110,6 +110,8 @@ impl Pte {
 pub(crate) struct Chunk {
     /// A page left out of a fault-around on purpose: index + 1, or 0. See [`crate::around`].
     pub(crate) canary: u8,
+    /// When it was left out, in turns of [`crate::around`].
+    pub(crate) canary_since: u16,
 }
 
 /// The words of an address space and their locks.

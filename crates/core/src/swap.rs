@@ -62,6 +62,12 @@ impl<S: AddressSpace> Mm<S> {
         self.around.window()
     }
 
+    /// Memory holds `pages` pages now: neighbours of faulting pages are worth bringing in where they are used before about
+    /// as many others have been.
+    pub fn note_room(&self, pages: usize) {
+        self.around.note_room(pages);
+    }
+
     /// Sequential access is coming.
     pub fn expect_sequential(&self) {
         self.around.widen();

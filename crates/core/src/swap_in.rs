@@ -303,7 +303,7 @@ impl<F: Frames> Swap<F> {
     ) {
         if usize::from(locked.state.canary) == index + 1 {
             locked.state.canary = 0;
-            mm.around.canary_used();
+            mm.around.canary_faulted(locked.state.canary_since);
         }
         let mut others = window & !bit(index);
         if others == 0 {
@@ -314,6 +314,7 @@ impl<F: Frames> Swap<F> {
             && locked.get(canary).entry().is_some()
         {
             locked.state.canary = canary as u8 + 1;
+            locked.state.canary_since = mm.around.now();
             others &= !bit(canary);
         }
         for i in indices(others) {

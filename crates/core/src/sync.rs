@@ -17,7 +17,7 @@ use std::sync::PoisonError;
 
 pub(crate) use primitive::hint::spin_loop;
 pub(crate) use primitive::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 pub(crate) use primitive::sync::{MutexGuard, RwLock};
 pub(crate) use primitive::thread::yield_now;

@@ -372,10 +372,12 @@ impl Shared {
     /// How many pages a fault may map: fewer where the limit is so small that a full window would be a
     /// large part of it.
     fn window(&self, mm: &Mm<RealSpace>) -> usize {
-        let most = self
+        let room = self
             .budget
             .limit()
-            .map_or(u64::MAX, |limit| limit / PAGE_SIZE as u64 / 32);
+            .map_or(u64::MAX, |limit| limit / PAGE_SIZE as u64);
+        mm.note_room(room as usize);
+        let most = room / 32;
         mm.fault_around().min(most.max(1) as usize)
     }
 
