@@ -5,33 +5,8 @@ mod support;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use support::{outcome, records, skip, userswap};
-
-/// Compiles one of the programs beside this file.
-fn compiled(name: &str) -> PathBuf {
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/programs")
-        .join(name)
-        .with_extension("c");
-    let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let built = Command::new("gcc")
-        .args(["-O1", "-pthread", "-o"])
-        .arg(&program)
-        .arg(source)
-        .status()
-        .expect("gcc runs");
-    assert!(built.success());
-    program
-}
-
-/// Whether programs can be swapped on this host at all.
-fn possible(test: &str) -> bool {
-    let access = userswap_sys::host::userfaultfd_access();
-    if !access.full() {
-        skip(test, "faults in system calls may not be handled here");
-    }
-    access.full()
-}
+use support::limited::{compiled, possible};
+use support::{outcome, records, userswap};
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -70,9 +45,8 @@ fn a_program_that_uses_memory_in_every_way() {
         return;
     }
     let program = compiled("memory");
-    let program = program.to_str().expect("a name");
     for (limit, bytes) in [("96M", 96_u64 << 20), ("80M", 80 << 20)] {
-        let swapping = same(test, limit, &[program, "96"]);
+        let swapping = same(test, limit, &[&program, "96"]);
         assert_eq!(swapping.len(), 2, "the program and its child");
         for record in &swapping {
             let most = record["most_resident_bytes"].as_u64().expect("a number");
