@@ -34,7 +34,7 @@ pub(crate) const LEAST_LIMIT: u64 = 16 << 20;
 /// Runs the program to its end; exits as it does.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let limit = limit(args.limit)?;
-    check_faults(args.faults)?;
+    let faults = faults(args.faults)?;
     let library = library()?;
     let program = &args.program[0];
     if let Some(path) = on_path(program) {
@@ -67,6 +67,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         .env(names::DEVICE, &args.device)
         .env(names::TREE, path_of(&tree_file))
         .env(names::STATS, &stats_path)
+        .env(names::FAULTS, faults)
         .env(names::STRICT, if args.strict { "1" } else { "0" });
     let mut child = match command.spawn() {
         Ok(child) => child,
@@ -127,23 +128,30 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
     }
 }
 
-/// System calls of a program that knows nothing of swapped-out memory work only with handler threads.
-fn check_faults(faults: FaultsArg) -> anyhow::Result<()> {
-    if faults == FaultsArg::Inline {
-        bail!(
-            "a program cannot be run with inline faults: its system calls would fail; use --faults thread or auto"
-        );
-    }
+/// How faults are handled: in threads, which is right whatever the program does, or inline where the host permits no more.
+fn faults(wanted: FaultsArg) -> anyhow::Result<&'static str> {
     let access = userswap_sys::host::userfaultfd_access();
-    if access.full() {
-        return Ok(());
+    let sigbus = access
+        .features
+        .as_ref()
+        .is_ok_and(|features| features.sigbus());
+    let inline = access.user_only() && sigbus;
+    match wanted {
+        FaultsArg::Auto | FaultsArg::Thread if access.full() => Ok("thread"),
+        FaultsArg::Auto | FaultsArg::Inline if inline => Ok("inline"),
+        FaultsArg::Thread => bail!(
+            "faults in system calls may not be handled here (run `userswap doctor`): use --faults inline or auto"
+        ),
+        FaultsArg::Inline => {
+            bail!("faults may not be handled here at all (run `userswap doctor`)")
+        }
+        FaultsArg::Auto => {
+            eprintln!(
+                "userswap: faults may not be handled here at all (run `userswap doctor`): the program runs without a limit"
+            );
+            Ok("thread")
+        }
     }
-    let why = "faults in system calls may not be handled here (run `userswap doctor`)";
-    if faults == FaultsArg::Thread {
-        bail!("{why}");
-    }
-    eprintln!("userswap: {why}: the program runs without a limit");
-    Ok(())
 }
 
 /// The limit, in bytes.

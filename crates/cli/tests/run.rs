@@ -122,8 +122,8 @@ fn bad_input_gets_one_line() {
         ),
         (&["run", "--limit", "64M"], "PROGRAM"),
         (
-            &["run", "--limit", "64M", "--faults", "inline", "--", "true"],
-            "inline",
+            &["run", "--limit", "64M", "--faults", "kernel", "--", "true"],
+            "kernel",
         ),
         (
             &[

@@ -106,6 +106,18 @@ pub trait AddressSpace: Sync {
     /// As for [`AddressSpace::map`].
     fn map_zeros(&self, page: usize, count: usize, write: bool) -> Result<(), (usize, SpaceError)>;
 
+    /// Pages from `page` on, those in `mask`, are about to be taken out: returns those that may leave. From here to
+    /// [`AddressSpace::left`] whoever wants to be sure that a page stays has to wait for the chunk's lock.
+    fn leaving(&self, page: usize, mask: u64) -> u64 {
+        let _ = page;
+        mask
+    }
+
+    /// The words of the pages last asked about say whether they have left.
+    fn left(&self, page: usize) {
+        let _ = page;
+    }
+
     /// Drops `count` pages, whether present or not. `false`: the system refused (they are locked in
     /// memory), and they are as before.
     fn discard(&self, page: usize, count: usize) -> bool;

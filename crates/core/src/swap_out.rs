@@ -107,7 +107,10 @@ impl<F: Frames> Swap<F> {
         };
         step::at(Step::Unmap);
         let mut locked = mm.table.lock(chunk);
-        let leaving = filter(likely, |i| self.can_leave(locked.get(i)));
+        let first = locked.page(0);
+        let leaving = mm
+            .space
+            .leaving(first, filter(likely, |i| self.can_leave(locked.get(i))));
         let mut entries = [SwapEntry::from_raw(0); CHUNK_PAGES];
         let mut used = 0;
         for (i, &slot) in indices(leaving).zip(&slots[..got]) {
@@ -129,6 +132,7 @@ impl<F: Frames> Swap<F> {
             }
         }
         then(&mut locked);
+        mm.space.left(first);
         step::at(Step::UnlockPte);
         drop(locked);
         let unused = used.count_ones() as usize;

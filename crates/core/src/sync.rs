@@ -102,20 +102,18 @@ pub(crate) fn pause() {
     yield_now();
 }
 
-/// A small number that stays the same for a thread and differs between threads: spreads threads
-/// over per-CPU state without asking the OS.
+/// A small number that mostly stays the same for a thread and differs between threads: spreads threads over per-CPU state
+/// without asking the OS.
+///
+/// From where its stack lies, since thread-local variables of a library are found through a table in the program's heap,
+/// which may be swapped out when a fault asks.
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
 pub(crate) fn thread_hint() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // A const-initialised cell has no destructor and needs no allocation: safe in a signal handler.
-    std::thread_local!(static HINT: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) });
-    HINT.with(|hint| {
-        if hint.get() == usize::MAX {
-            // Relaxed: only distinctness matters.
-            hint.set(NEXT.fetch_add(1, Ordering::Relaxed));
-        }
-        hint.get()
-    })
+    const MIB_SHIFT: u32 = 20;
+    let on_stack = 0_u8;
+    let stack = std::ptr::from_ref(&on_stack) as usize >> MIB_SHIFT;
+    // Stacks lie at regular distances: all bits count.
+    stack.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 /// The same, numbered anew in each execution of a model.

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use userswap_core::device::{Device, PAGE_SIZE};
 use userswap_core::{Swap, Way};
 use userswap_device::{Ram, Zram, ZramOptions};
-use userswap_sys::signals::Blocked;
+use userswap_sys::signals::{Blocked, Stack};
 use userswap_sys::uffd::{Open, OpenError, Uffd};
 use userswap_sys::{cpu, host};
 
@@ -177,7 +177,13 @@ impl EngineBuilder {
         #[cfg(feature = "break-rules")]
         let swap = Swap::with_rules(frames, self.way, self.rules);
         swap.add_area(device).expect("the first area has a number");
-        fault::install()?;
+        // The stack of a thread of the program may be swapped out itself.
+        let stack = if process && mode == FaultMode::Inline {
+            Stack::Alternate
+        } else {
+            Stack::Current
+        };
+        fault::install(stack)?;
         let shared = Arc::new(Shared {
             swap,
             budget: Budget::new(self.limit),
@@ -214,6 +220,7 @@ impl EngineBuilder {
             start: StartLine::new(!process),
             bell_number: AtomicI32::new(-1),
             inline_for_now: AtomicBool::new(false),
+            stack_taken: AtomicBool::new(false),
         });
         let handlers = (mode == FaultMode::Thread)
             .then(|| Handlers::start(&shared))

@@ -7,7 +7,7 @@ use userswap_core::FaultError;
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::space::SpaceError;
 use userswap_sys::mapping::present_mask;
-use userswap_sys::signals::{self, Fault, Verdict, stderr_line};
+use userswap_sys::signals::{self, Fault, Stack, Verdict, stderr_line};
 use userswap_sys::uffd::{Doorbell, Event, Outcome, PageFault, RawEvent};
 use userswap_sys::{Errno, cpu, inject};
 
@@ -25,11 +25,11 @@ const WAKE_TRIES: usize = 64;
 /// Without its handlers a program would wait for ever.
 const UNREADABLE: &str = "faults cannot be read any more";
 
-/// Installs the process's SIGBUS handler, once.
-pub(crate) fn install() -> Result<(), Error> {
+/// Installs the process's SIGBUS handler, once. `stack`: where it runs.
+pub(crate) fn install(stack: Stack) -> Result<(), Error> {
     // SAFETY: `on_sigbus` allocates nothing and takes only locks of the engine, which no thread holds
     // while it touches a region or while it can be interrupted by a handler that does.
-    unsafe { signals::install(on_sigbus) }
+    unsafe { signals::install_on(on_sigbus, stack) }
         .map(drop)
         .map_err(|errno| Error::System {
             what: "install the SIGBUS handler",
@@ -69,26 +69,36 @@ fn on_sigbus_in_window(window: &RegionMemory, fault: Fault<'_>) -> Verdict {
         // A page that could not be brought in, or a signal that has nothing to do with us.
         return Verdict::NotOurs;
     }
-    let inside = shared.moving.enter_in_fault();
-    let write = fault.write().unwrap_or(true);
+    if fault.stack_pointer().is_some_and(windows::is_taken) {
+        // It went well this time, on another stack; a signal that the program awaits would not find room.
+        shared.stack_taken.store(true, Ordering::Relaxed);
+    }
+    if bring_in(window, page, fault.write().unwrap_or(true)) {
+        Verdict::Handled
+    } else {
+        Verdict::NotOurs
+    }
+}
+
+/// Brings `page` in, in this thread, whose signals are blocked. `false`: there is no such page, or it cannot be had.
+pub(crate) fn bring_in(window: &RegionMemory, page: usize, write: bool) -> bool {
+    let inside = window.shared.moving.enter_in_fault();
     let resolved = if inside.is_some() {
         window.resolve(page, write)
     } else {
         window.resolve_alone(page, write)
     };
     match resolved {
-        Ok(Resolved::Mapped) => Verdict::Handled,
+        Ok(Resolved::Mapped) => true,
         Ok(Resolved::ByOthers) => {
             window.note_gone(page);
-            Verdict::Handled
+            true
         }
         // The program has changed the mapping meanwhile: the access shall look again.
-        Err(error) if is_unmapped(error) && window.is_swapped(page) => Verdict::Handled,
-        // Not memory that was taken on: a file that was cut short, say.
-        Err(error) if is_unmapped(error) => Verdict::NotOurs,
+        Err(error) if is_unmapped(error) => window.is_swapped(page),
         Err(error) => {
             report(window, page, error);
-            Verdict::NotOurs
+            false
         }
     }
 }
@@ -110,7 +120,7 @@ fn deliver_failed(region: &RegionMemory, page: usize, fault: Fault<'_>) {
     // Relaxed: only who meets the mark cares, and a wrong guess costs one more try.
     if region.delivered.swap(this, Ordering::Relaxed) != this {
         signals::chain(fault);
-        if signals::is_in_force() != Ok(true) {
+        if !signals::is_in_force() {
             // This is the end: the access repeats and meets the mark, not a handler thread once more.
             return;
         }

@@ -8,7 +8,6 @@
 //! threads that handle faults are never held up: the change itself may fault, on the stack of its
 //! thread say, and is let through.
 
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -44,9 +43,12 @@ pub(crate) enum Admitted<'a> {
     PutOff,
 }
 
-thread_local! {
-    /// How often this thread is inside: checked in debug builds.
-    static INSIDE: Cell<u32> = const { Cell::new(0) };
+/// How often each thread is inside, by its number: checked in debug builds. Threads whose numbers meet here are not told apart.
+/// Not a thread-local variable, which a library finds through a table in the program's heap: a fault must not need that.
+static INSIDE: [AtomicU32; 1024] = [const { AtomicU32::new(0) }; 1024];
+
+fn inside() -> &'static AtomicU32 {
+    &INSIDE[cpu::thread() as usize % INSIDE.len()]
 }
 
 /// Being a mover; it ends when this is dropped, on the thread that began it.
@@ -61,7 +63,7 @@ pub(crate) struct Inside<'a> {
 impl<'a> Inside<'a> {
     fn new(pass: Pass<'a>) -> Self {
         if cfg!(debug_assertions) {
-            INSIDE.set(INSIDE.get() + 1);
+            inside().fetch_add(1, Ordering::Relaxed);
         }
         Self {
             _pass: pass,
@@ -73,7 +75,7 @@ impl<'a> Inside<'a> {
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         if cfg!(debug_assertions) {
-            INSIDE.set(INSIDE.get() - 1);
+            inside().fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -154,7 +156,7 @@ impl Moving {
 
     /// Whether this thread is a mover. Known in debug builds only, where windows are moved by nobody else.
     pub(crate) fn is_mover() -> bool {
-        INSIDE.get() > 0 || !cfg!(debug_assertions)
+        !cfg!(debug_assertions) || inside().load(Ordering::Relaxed) > 0
     }
 
     /// Closes the gate for a change by this thread; returns when no mover is inside.

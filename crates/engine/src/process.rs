@@ -10,20 +10,21 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use userswap_core::PinResult;
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::mask;
-use userswap_core::page_table::CHUNK_PAGES;
+use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_sys::Errno;
 use userswap_sys::mapping::{self, present_mask};
 use userswap_sys::own::{self, Within};
 use userswap_sys::signals::{self, Blocked};
 
 use crate::engine::{Owner, open_faults_again, start_reclaimer};
-use crate::fault::Handlers;
+use crate::fault::{self, Handlers};
+use crate::held;
 use crate::moving::Change;
 use crate::reclaim::chunk_mask;
 use crate::shared::{RegionMemory, Shared};
@@ -31,6 +32,9 @@ use crate::spec::FaultMode;
 use crate::stats::Stats;
 use crate::windows::{self, WINDOW_BYTES};
 use crate::{EngineBuilder, Error};
+
+/// A limit, in bytes, that is never reached.
+const NO_LIMIT: u64 = 1 << 50;
 
 /// An engine over the process's own memory. It lives until the process ends.
 pub struct Process {
@@ -41,6 +45,8 @@ pub struct Process {
     taken: Mutex<BTreeMap<usize, usize>>,
     /// What a fork holds, between its two halves.
     forking: Mutex<Option<Forking>>,
+    /// Nothing is taken on any more. Written with `changes` written.
+    retired: AtomicBool,
 }
 
 /// Everything that must stand still while the process forks.
@@ -70,6 +76,7 @@ impl Process {
             changes: RwLock::new(()),
             taken: Mutex::default(),
             forking: Mutex::new(None),
+            retired: AtomicBool::new(false),
         })))
     }
 
@@ -105,6 +112,9 @@ impl Process {
             shared.lower_to(bytes);
         } else if bytes > before {
             shared.budget.set_limit(bytes);
+        }
+        if self.retired.load(Ordering::SeqCst) {
+            shared.budget.set_limit(NO_LIMIT);
         }
     }
 
@@ -144,6 +154,12 @@ impl Process {
         self.is_taken(range)
     }
 
+    /// Whether a thread of the program was seen, in inline mode, with its stack in memory that is taken on.
+    #[must_use]
+    pub fn has_taken_a_stack(&self) -> bool {
+        self.shared.stack_taken.load(Ordering::Relaxed)
+    }
+
     /// Bytes the process has in memory, as far as is known without asking the system.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
@@ -166,6 +182,10 @@ impl Process {
         let _blocked = Blocked::new();
         let _within = Within::new();
         let _changes = self.changes_write();
+        // Relaxed: the lock orders it.
+        if self.retired.load(Ordering::Relaxed) {
+            return 0;
+        }
         let Some(ours) = own::ranges() else {
             // Not to be told apart: nothing more is taken on.
             return 0;
@@ -176,7 +196,9 @@ impl Process {
         find(&mut |range| {
             for part in without(range, &ours) {
                 for part in self.not_taken(part) {
-                    pages += self.take_on_range(&part);
+                    for part in self.not_in_use(part) {
+                        pages += self.take_on_range(&part);
+                    }
                 }
             }
         });
@@ -219,14 +241,17 @@ impl Process {
             return call();
         }
         let range = range.start..range.end.next_multiple_of(PAGE_SIZE);
-        self.change(&range, call, |result| {
+        let result = self.change(&range, call, |result| {
             // With holes in the range, all that is mapped was discarded nevertheless.
             if !is_error(result) || result == -(Errno::NOMEM.raw_os_error() as isize) {
                 self.forget(&range);
             } else {
                 self.resync(&range);
             }
-        })
+        });
+        // A call that uses it meanwhile would have found zeros.
+        held::within(&range, |held| self.bring_in(&held, true));
+        result
     }
 
     /// Runs `call`, an mremap of `old` to `new_len` bytes, and has what was swapped out go along. `stays`: the old
@@ -283,12 +308,40 @@ impl Process {
                 let Some(window) = windows::find(window) else {
                     continue;
                 };
+                if self.retired.load(Ordering::SeqCst) {
+                    return pages;
+                }
                 // What cannot leave stays.
                 let _ = self.shared.stage(window, chunk, chunk_mask(&part, chunk));
                 pages += self.shared.write_out_chunk(window.number, chunk);
             }
         }
         pages
+    }
+
+    /// Brings what is missing of `range` into memory, as far as it was taken on, and makes pages that were never used. With the
+    /// range held by a [`held::Holder`], it is there for the kernel from here on.
+    pub fn bring_in(&self, range: &Range<usize>, write: bool) {
+        if is_there(range) {
+            return;
+        }
+        let _blocked = Blocked::new();
+        let _within = Within::new();
+        // Memory that is just being taken on is taken on now, or passed over since it is held.
+        drop(self.changes_read());
+        for (at, pages) in windows_of(range) {
+            let Some(window) = windows::find(at) else {
+                continue;
+            };
+            for page in pages {
+                let address = window.mm.space.address(page);
+                while !is_there(&(address..address + PAGE_SIZE)) {
+                    if !fault::bring_in(window, page, write) {
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     /// Before a fork: when this returns, nothing of the engine moves, and no lock of it is held by another
@@ -437,6 +490,16 @@ impl Process {
         }
     }
 
+    /// Nothing is taken on from here on: before [`Process::retire`], for good.
+    pub fn take_no_more(&self) {
+        let _blocked = Blocked::new();
+        let _within = Within::new();
+        let _changes = self.changes_write();
+        self.retired.store(true, Ordering::SeqCst);
+        // Who brings everything back must not have others take it out at the same time.
+        self.shared.budget.set_limit(NO_LIMIT);
+    }
+
     /// Brings everything back and leaves the program's memory to the system: where system calls on swapped-out memory
     /// cannot be made to work. The limit is not held any more.
     pub fn retire(&'static self) {
@@ -540,6 +603,7 @@ impl Process {
             let bytes = space.base() + part.start * PAGE_SIZE..space.base() + part.end * PAGE_SIZE;
             if space.register(&bytes).is_err() {
                 // Gone or changed meanwhile, or of a kind that cannot be: it stays as it is.
+                note_taken(&bytes, false);
                 continue;
             }
             self.record(&bytes);
@@ -558,6 +622,22 @@ impl Process {
             }
         }
         pages
+    }
+
+    /// `range`, about to be taken on, without what a call in flight uses: a page missing there, which the kernel fills now,
+    /// only we could fill then.
+    fn not_in_use(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        for (at, _) in windows_of(&range) {
+            self.window_at(at);
+        }
+        note_taken(&range, true);
+        let mut used = Vec::new();
+        held::within(&range, |held| used.push(held));
+        used.sort_unstable_by_key(|held| held.start);
+        for held in &used {
+            note_taken(held, false);
+        }
+        without(range, &used)
     }
 
     /// The window at `address`, made if need be. Called with `changes` written.
@@ -705,6 +785,7 @@ impl Process {
 
     /// `range` is taken on from now on.
     fn record(&self, range: &Range<usize>) {
+        note_taken(range, true);
         let mut taken = self.taken();
         let (mut start, mut end) = (range.start, range.end);
         // Joined with its neighbours.
@@ -726,6 +807,9 @@ impl Process {
     /// `range` is not taken on any more.
     fn give_up(&self, range: &Range<usize>) {
         let parts = self.taken_parts(range);
+        for part in &parts {
+            note_taken(part, false);
+        }
         let mut taken = self.taken();
         for part in parts {
             let (&start, &end) = taken
@@ -775,6 +859,38 @@ fn windows_of(range: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>
             base,
             (from - base) / PAGE_SIZE..(to - base).div_ceil(PAGE_SIZE),
         )
+    })
+}
+
+/// Says to whoever makes system calls that `range` is, or is not, taken on.
+fn note_taken(range: &Range<usize>, taken: bool) {
+    for (at, part) in windows_of(range) {
+        let Some(window) = windows::find(at) else {
+            continue;
+        };
+        for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
+            let mask = chunk_mask(&part, chunk);
+            window.mm.space.note_taken(chunk, mask, taken);
+        }
+    }
+}
+
+/// Whether all of `range` that is taken on is in memory. Takes no lock; where the range is held, it stays so.
+fn is_there(range: &Range<usize>) -> bool {
+    windows_of(range).all(|(at, part)| {
+        let Some(window) = windows::find(at) else {
+            return true;
+        };
+        let (space, table) = (&window.mm.space, &window.mm.table);
+        (part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES)).all(|chunk| {
+            let taken = space.taken(chunk) & chunk_mask(&part, chunk);
+            taken == 0
+                || !space.is_leaving(chunk)
+                    && mask::filter(taken, |index| {
+                        let word = table.load(chunk * CHUNK_PAGES + index);
+                        word.state() == PteState::Present
+                    }) == taken
+        })
     })
 }
 

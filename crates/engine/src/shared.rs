@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     /// In a child of fork, until its handler threads run: faults are resolved in the thread that meets
     /// them, whatever the mode.
     pub(crate) inline_for_now: AtomicBool,
+    /// A thread of the program was seen with its stack in memory that is taken on.
+    pub(crate) stack_taken: AtomicBool,
 }
 
 /// Wakes the reclaimer. One word, no lock: a forked child finds nothing held.

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::mask;
@@ -14,6 +15,7 @@ use userswap_sys::uffd::{Outcome, Progress, Uffd};
 
 use crate::Error;
 use crate::frames::{BLOCK_BYTES, FramePool, MOVE_AT_LEAST};
+use crate::held;
 
 /// How often an operation is tried that the kernel puts off (the mapping is changing, a page is
 /// locked for a moment).
@@ -31,6 +33,27 @@ pub(crate) struct RealSpace {
     /// A page that is missing by its word and there by the system's is a page that could not be
     /// brought in and was marked (thread mode). In a window it may as well be the program's.
     marks: bool,
+    /// Of a window: what whoever makes system calls looks at.
+    watch: Option<Watch>,
+}
+
+/// What of a window may be missing, to be read without a lock: see [`held`].
+#[derive(Debug)]
+struct Watch {
+    /// A bit a page: taken on.
+    taken: Box<[AtomicU64]>,
+    /// A bit a chunk: pages of it are just being taken out.
+    leaving: Box<[AtomicU64]>,
+}
+
+impl Watch {
+    fn new(pages: usize) -> Self {
+        let bits = |count: usize| (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            taken: bits(pages),
+            leaving: bits(pages.div_ceil(CHUNK_PAGES)),
+        }
+    }
 }
 
 impl RealSpace {
@@ -55,6 +78,7 @@ impl RealSpace {
             marks: !uffd.enabled().sigbus(),
             uffd,
             frames,
+            watch: None,
         })
     }
 
@@ -68,6 +92,7 @@ impl RealSpace {
             uffd,
             frames,
             marks: false,
+            watch: Some(Watch::new(len / PAGE_SIZE)),
         }
     }
 
@@ -77,6 +102,34 @@ impl RealSpace {
         // SAFETY: the program's own private anonymous memory, in which a page that is missing stands for
         // zeros, or for what its word says: the fault handler puts there the one or the other.
         unsafe { self.uffd.register(range.start, range.len()) }
+    }
+
+    /// Says which pages of a window are taken on; `true` before they are, `false` after they were. `pages` are those of
+    /// `chunk` in the mask.
+    pub(crate) fn note_taken(&self, chunk: usize, mask: u64, taken: bool) {
+        let Some(watch) = &self.watch else { return };
+        // Relaxed: whoever takes memory on has a fence before it looks at what is held.
+        if taken {
+            watch.taken[chunk].fetch_or(mask, Ordering::Relaxed);
+        } else {
+            watch.taken[chunk].fetch_and(!mask, Ordering::Relaxed);
+        }
+    }
+
+    /// The pages of `chunk` that are taken on.
+    pub(crate) fn taken(&self, chunk: usize) -> u64 {
+        // Acquire: with what was done before the page was given up.
+        self.watch
+            .as_ref()
+            .map_or(0, |watch| watch.taken[chunk].load(Ordering::Acquire))
+    }
+
+    /// Whether pages of `chunk` are just being taken out: its words say nothing for sure.
+    pub(crate) fn is_leaving(&self, chunk: usize) -> bool {
+        // Acquire: the words, once they tell the truth again.
+        self.watch.as_ref().is_some_and(|watch| {
+            watch.leaving[chunk / 64].load(Ordering::Acquire) >> (chunk % 64) & 1 != 0
+        })
     }
 
     pub(crate) fn is_window(&self) -> bool {
@@ -321,6 +374,29 @@ impl AddressSpace for RealSpace {
                 other => return other.map_err(|(done, error)| (start + done, error)),
             }
         }
+    }
+
+    fn leaving(&self, page: usize, mask: u64) -> u64 {
+        let Some(watch) = &self.watch else {
+            return mask;
+        };
+        let chunk = page / CHUNK_PAGES;
+        // Relaxed: `held::within` begins with a fence.
+        watch.leaving[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::Relaxed);
+        let start = self.address(page);
+        let mut may_leave = mask;
+        held::within(&(start..start + CHUNK_PAGES * PAGE_SIZE), |range| {
+            let pages = (range.start - start) / PAGE_SIZE..(range.end - start) / PAGE_SIZE;
+            may_leave &= !mask::run(pages.start, pages.len());
+        });
+        may_leave
+    }
+
+    fn left(&self, page: usize) {
+        let Some(watch) = &self.watch else { return };
+        let chunk = page / CHUNK_PAGES;
+        // Release: the words of the chunk.
+        watch.leaving[chunk / 64].fetch_and(!(1 << (chunk % 64)), Ordering::Release);
     }
 
     fn discard(&self, page: usize, count: usize) -> bool {

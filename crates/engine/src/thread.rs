@@ -2,8 +2,8 @@
 
 use std::thread::JoinHandle;
 
-use userswap_sys::Errno;
 use userswap_sys::signals::{Blocked, stderr_line};
+use userswap_sys::{Errno, own};
 
 use crate::Error;
 
@@ -20,13 +20,18 @@ pub(crate) fn start(
     what: &'static str,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Error> {
+    // Those of an engine over a whole process note themselves; nobody asks about the others.
+    own::expect_thread();
     std::thread::Builder::new()
         .name(name)
         .stack_size(STACK_BYTES)
         .spawn(|| run(body))
-        .map_err(|error| Error::System {
-            what,
-            errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+        .map_err(|error| {
+            own::expect_no_thread();
+            Error::System {
+                what,
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+            }
         })
 }
 

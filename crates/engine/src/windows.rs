@@ -6,6 +6,9 @@
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use userswap_core::device::PAGE_SIZE;
+use userswap_core::page_table::CHUNK_PAGES;
+
 use crate::shared::RegionMemory;
 
 /// Bytes of a window; windows lie at its multiples.
@@ -23,6 +26,14 @@ pub(crate) fn find(address: usize) -> Option<&'static RegionMemory> {
     let window = TABLE.get(address / WINDOW_BYTES)?.load(Ordering::Acquire);
     // SAFETY: null, or from `publish`: a window that is never freed.
     unsafe { window.as_ref() }
+}
+
+/// Whether the page at `address` is taken on.
+pub(crate) fn is_taken(address: usize) -> bool {
+    find(address).is_some_and(|window| {
+        let page = (address - window.mm.space.base()) / PAGE_SIZE;
+        window.mm.space.taken(page / CHUNK_PAGES) >> (page % CHUNK_PAGES) & 1 != 0
+    })
 }
 
 /// Makes `window` the one at its base, where there is none yet.

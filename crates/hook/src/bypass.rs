@@ -43,3 +43,13 @@ impl Drop for Bypass {
         }
     }
 }
+
+/// A word of this thread's own, for the handlers: 0 in a new thread, copied by a fork. To be used through the pointer only,
+/// since handlers run in signal handlers, too.
+///
+/// Other than thread-local variables it is found without a look at memory that the program allocated.
+#[must_use]
+pub fn thread_word() -> *mut usize {
+    // SAFETY: the block is this thread's, and always there; no reference is made.
+    unsafe { &raw mut (*frame::thread()).word }
+}

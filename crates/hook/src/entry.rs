@@ -31,8 +31,8 @@ global_asm!(
     ".hidden userswap_hook_thread",
     ".type userswap_hook_thread, @object",
     "userswap_hook_thread:", // see `Thread`
-    ".zero 16",
-    ".size userswap_hook_thread, 16",
+    ".zero 24",
+    ".size userswap_hook_thread, 24",
     ".text",
     // Unwind rules: the program's stack pointer is rsp + bytes, and the record's address is in rcx, or on the stack.
     ".macro userswap_hook_cfa_rcx bytes",

@@ -39,6 +39,8 @@ pub(crate) struct Thread {
     /// A cancellation came meanwhile.
     pub(crate) pending: u32,
     _unused: u32,
+    /// The handlers' own: see [`crate::thread_word`].
+    pub(crate) word: usize,
 }
 
 /// The bytes below the stack pointer that are the program's.

@@ -69,7 +69,7 @@ pub(crate) fn set_active(active: bool) {
     ACTIVE.store(u32::from(active), Ordering::Release);
 }
 
-fn wanted(nr: usize) -> bool {
+pub(crate) fn wanted(nr: usize) -> bool {
     WANTED
         .get(nr)
         .is_none_or(|w| w.load(Ordering::Relaxed) != 0)

@@ -70,7 +70,8 @@ extern "C" fn in_copy() {
 /// Rewrites the system calls of every library and of the program, so that `handlers` see them once [`set_active`] turns that on.
 ///
 /// To be called while the process has one thread: from a library's initialiser. Code that is mapped later (`dlopen`) is
-/// rewritten as it is mapped. Our own code, the kernel's (vdso), and code that belongs to no file stay as they are.
+/// rewritten as it is mapped. The kernel's (vdso) is, too, where calls are wanted that it makes. Our own code, and code that
+/// belongs to no file, stay as they are.
 ///
 /// # Errors
 /// See [`Error`]; the process is unchanged then.
@@ -196,7 +197,9 @@ fn own_inode(maps: &[Mapping]) -> u64 {
 
 /// Looks at one mapping, and rewrites it.
 fn take_in(mapping: &Mapping, own: u64, done: &mut Done) {
-    if mapping.inode == 0 {
+    // The kernel's own code makes calls where it cannot answer itself: those that ask for the time.
+    let kernels = is_kernels(mapping) && gate::wanted(libc::SYS_clock_gettime as usize);
+    if mapping.inode == 0 && !kernels {
         // Brackets name what the kernel provides.
         if !mapping.path.to_string_lossy().starts_with('[') {
             done.coverage.generated += mapping.range.len();
@@ -221,16 +224,31 @@ fn take_in(mapping: &Mapping, own: u64, done: &mut Done) {
     }
 }
 
+fn is_kernels(mapping: &Mapping) -> bool {
+    mapping.path.as_os_str() == "[vdso]"
+}
+
 fn rewrite(
     mapping: &Mapping,
     library: &mut Library,
     stubs: &mut Vec<Range<usize>>,
 ) -> Result<(), &'static str> {
-    let file = MappedFile::open(&mapping.path).map_err(|_| "the file cannot be opened any more")?;
-    if file.inode != mapping.inode {
-        return Err("the file was replaced since it was mapped");
-    }
-    let mut image = Image::parse(file.bytes()).ok_or("not an x86-64 ELF file")?;
+    let (file, memory);
+    let bytes = if is_kernels(mapping) {
+        // SAFETY: mapped and readable as long as the process lives. A copy: the code is about to change.
+        memory = unsafe {
+            std::slice::from_raw_parts(mapping.range.start as *const u8, mapping.range.len())
+        }
+        .to_vec();
+        &memory[..]
+    } else {
+        file = MappedFile::open(&mapping.path).map_err(|_| "the file cannot be opened any more")?;
+        if file.inode != mapping.inode {
+            return Err("the file was replaced since it was mapped");
+        }
+        file.bytes()
+    };
+    let mut image = Image::parse(bytes).ok_or("not an x86-64 ELF file")?;
     let segment = image
         .segments()
         .iter()

@@ -34,7 +34,7 @@ mod plan;
 mod stub;
 mod table;
 
-pub use bypass::Bypass;
+pub use bypass::{Bypass, thread_word};
 pub use call::{Call, Decision, Handlers};
 pub use coverage::{Coverage, Library};
 pub use install::{Error, Inspection, coverage, inspect, install, set_active, while_code_stays};

@@ -11,7 +11,9 @@ use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
 
 use crate::maps::LEAST;
-use crate::{exit, forks, kept, monitor, raw, stacks, state};
+use crate::stop::{Why, stop};
+use crate::threads::Thread;
+use crate::{exit, forks, kept, masks, memory, monitor, raw, stacks, state};
 
 /// The calls looked at.
 const WANTED: [c_long; 19] = [
@@ -45,92 +47,69 @@ static RESERVED: Ranges<1024> = Ranges::new();
 /// Looks at the program's system calls.
 pub(crate) struct Calls;
 
+/// More calls that inline mode looks at: a thread ends, or lends its memory.
+const WANTED_INLINE: [c_long; 2] = [libc::SYS_exit, libc::SYS_vfork];
+
 impl Handlers for Calls {
     fn wants(&self, nr: usize) -> bool {
-        WANTED.contains(&(nr as c_long))
+        let number = nr as c_long;
+        WANTED.contains(&number)
+            || state::is_inline()
+                && (userswap_hook::uses_memory(nr)
+                    || memory::REFUSED.contains(&number)
+                    || masks::CALLS.contains(&number)
+                    || WANTED_INLINE.contains(&number))
     }
 
     fn before(&self, call: &mut Call) -> Decision {
         if state::is_starting() {
             return Decision::Run;
         }
-        match call.nr as c_long {
-            libc::SYS_munmap => {
-                let decision = change(call, |process, call| {
-                    process.unmap(range(call.args[0], call.args[1]), || make(call))
-                });
-                if decision == Decision::Return(0) {
-                    RESERVED.cut(&range(call.args[0], call.args[1]));
-                    stacks::forget(&range(call.args[0], call.args[1]));
-                }
-                decision
-            }
-            libc::SYS_mmap if call.args[3] as c_int & libc::MAP_FIXED != 0 => {
-                let decision = change(call, |process, call| {
-                    process.unmap(range(call.args[0], call.args[1]), || make(call))
-                });
-                if let Decision::Return(result) = decision {
-                    if result > 0 {
-                        RESERVED.cut(&range(call.args[0], call.args[1]));
-                    }
-                    mapped(call, result);
-                }
-                decision
-            }
-            libc::SYS_mremap => change(call, remap),
-            libc::SYS_brk => change(call, set_break),
-            libc::SYS_madvise => change(call, advise),
-            // What can be written is not dropped as if it were a file's still.
-            libc::SYS_mprotect | libc::SYS_pkey_mprotect
-                if call.args[2] as c_int & libc::PROT_WRITE != 0 =>
-            {
-                let Some(process) = state::engine() else {
-                    return Decision::Run;
-                };
-                let result = process.protect(|| make(call));
-                self.after(call, result);
-                Decision::Return(result)
-            }
-            libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
-                monitor::hold();
-                forks::begin();
-                if let Some(process) = state::engine() {
-                    process.fork_begin();
-                }
-                crate::OWN.hold();
-                Decision::Run
-            }
-            // What these send may be read from memory after they return.
-            libc::SYS_vmsplice => {
-                stop_recycling();
-                Decision::Run
-            }
-            libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {
-                stop_recycling();
-                Decision::Run
-            }
-            libc::SYS_prctl if call.args[0] as c_int == libc::PR_SET_SECCOMP => {
-                confined(false);
-                Decision::Run
-            }
-            libc::SYS_seccomp if call.args[0] as u32 <= libc::SECCOMP_SET_MODE_FILTER => {
-                confined(call.args[1] & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0);
-                Decision::Run
-            }
-            libc::SYS_close | libc::SYS_close_range | libc::SYS_dup2 | libc::SYS_dup3 => {
-                keep_open(call)
-            }
-            libc::SYS_exit_group => {
-                exit::finish();
-                Decision::Run
-            }
-            _ => Decision::Run,
+        if !state::is_inline() {
+            return change_process(call);
         }
+        let Some(thread) = Thread::current() else {
+            return change_process(call);
+        };
+        monitor::look_at_code();
+        memory::refuse(call);
+        if call.nr as c_long == libc::SYS_exit {
+            memory::keep_robust_list();
+            thread.ends();
+            return Decision::Run;
+        }
+        let number = memory::begin(thread, call);
+        let decision = number
+            .and_then(|number| masks::before(thread, number, call))
+            .unwrap_or_else(|| change_process(call));
+        if decision != Decision::Run {
+            memory::end(thread, call);
+        }
+        decision
     }
 
     fn after(&self, call: &Call, result: isize) {
         if state::is_starting() {
             return;
+        }
+        let side = if makes_process(call) {
+            forks::side()
+        } else {
+            None
+        };
+        if state::is_inline()
+            && (result != 0 || !memory::makes(call) || side == Some(true))
+            && let Some(thread) = Thread::current()
+        {
+            if memory::makes(call) {
+                thread.has_made();
+                if side == Some(true) {
+                    thread.is_the_only_one();
+                }
+            } else {
+                masks::after(thread, call, result);
+                memory::end(thread, call);
+            }
         }
         match call.nr as c_long {
             libc::SYS_mmap => mapped(call, result),
@@ -149,15 +128,108 @@ impl Handlers for Calls {
                     }
                 }
             }
-            libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork => {
-                // Its arguments may be gone by now: a new thread comes here, too.
-                if let Some(child) = forks::side() {
-                    crate::OWN.release();
-                    forked(child);
-                }
-            }
             _ => {}
         }
+        // Its arguments may be gone by now: a new thread comes here, too.
+        if let Some(child) = side {
+            crate::OWN.release();
+            forked(child);
+        }
+        let brings_code = [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect];
+        if brings_code.contains(&(call.nr as c_long))
+            && call.args[2] & libc::PROT_EXEC as usize != 0
+        {
+            monitor::code_came();
+        }
+    }
+}
+
+/// Whether a call may have made a process.
+fn makes_process(call: &Call) -> bool {
+    [libc::SYS_clone, libc::SYS_clone3, libc::SYS_fork].contains(&(call.nr as c_long))
+}
+
+/// What a call that changes the address space, the process or our descriptors does to us.
+fn change_process(call: &mut Call) -> Decision {
+    match call.nr as c_long {
+        libc::SYS_munmap => {
+            let pages = range(call.args[0], call.args[1]);
+            let unmap = |call: &Call| {
+                let mut result = 0;
+                stacks::unmapped(&pages, || {
+                    result = make(call);
+                    result == 0
+                });
+                result
+            };
+            // While nothing is taken on, with an engine or without.
+            let result = state::unseen(|| unmap(call))
+                .unwrap_or_else(|process| process.unmap(pages.clone(), || unmap(call)));
+            if result == 0 {
+                RESERVED.cut(&pages);
+            }
+            Decision::Return(result)
+        }
+        libc::SYS_mmap if call.args[3] as c_int & libc::MAP_FIXED != 0 => {
+            let decision = change(call, |process, call| {
+                process.unmap(range(call.args[0], call.args[1]), || make(call))
+            });
+            if let Decision::Return(result) = decision {
+                if result > 0 {
+                    RESERVED.cut(&range(call.args[0], call.args[1]));
+                }
+                mapped(call, result);
+            }
+            decision
+        }
+        libc::SYS_mremap => change(call, remap),
+        libc::SYS_brk => change(call, set_break),
+        libc::SYS_madvise => change(call, advise),
+        // What can be written is not dropped as if it were a file's still.
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect
+            if call.args[2] as c_int & libc::PROT_WRITE != 0 =>
+        {
+            let Some(process) = state::engine() else {
+                return Decision::Run;
+            };
+            let result = process.protect(|| make(call));
+            Calls.after(call, result);
+            Decision::Return(result)
+        }
+        libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
+            monitor::hold();
+            forks::begin();
+            if let Some(process) = state::engine() {
+                process.fork_begin();
+            }
+            crate::OWN.hold();
+            Decision::Run
+        }
+        // What these send may be read from memory after they return.
+        libc::SYS_vmsplice => {
+            stop_recycling();
+            Decision::Run
+        }
+        libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {
+            stop_recycling();
+            Decision::Run
+        }
+        libc::SYS_prctl if call.args[0] as c_int == libc::PR_SET_SECCOMP => {
+            confined(false);
+            Decision::Run
+        }
+        libc::SYS_seccomp if call.args[0] as u32 <= libc::SECCOMP_SET_MODE_FILTER => {
+            confined(call.args[1] & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0);
+            Decision::Run
+        }
+        libc::SYS_close | libc::SYS_close_range | libc::SYS_dup2 | libc::SYS_dup3 => {
+            keep_open(call)
+        }
+        libc::SYS_exit_group => {
+            exit::finish();
+            Decision::Run
+        }
+        _ => Decision::Run,
     }
 }
 
@@ -244,7 +316,10 @@ fn mapped(call: &Call, result: isize) {
     let other = libc::MAP_HUGETLB | libc::MAP_GROWSDOWN | libc::MAP_STACK;
     let kind = flags & (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | other);
     if result > 0 && flags & (libc::MAP_STACK | libc::MAP_GROWSDOWN) != 0 {
-        stacks::note(&range(result as usize, call.args[1]));
+        let noted = stacks::note(&range(result as usize, call.args[1]));
+        if !noted && state::is_inline() {
+            stop(Why::Stacks);
+        }
     }
     if result <= 0 || kind != libc::MAP_ANONYMOUS | libc::MAP_PRIVATE {
         return;

@@ -15,6 +15,8 @@ pub mod names {
     pub const STATS: &str = "USERSWAP_STATS";
     /// The file through which the processes of a tree share the limit.
     pub const TREE: &str = "USERSWAP_TREE";
+    /// How faults are handled: "inline", or else in threads.
+    pub const FAULTS: &str = "USERSWAP_FAULTS";
     /// 1: end the process rather than let it go over the limit.
     pub const STRICT: &str = "USERSWAP_STRICT";
     /// Which pages leave memory: for measurements.
@@ -32,6 +34,8 @@ pub struct Config {
     pub stats: Option<String>,
     /// What the tree shares.
     pub tree: Option<String>,
+    /// Whether faults are handled in the thread that meets them, for want of privilege.
+    pub inline: bool,
     /// Whether to end the process rather than let it go over the limit.
     pub strict: bool,
     /// Which pages leave memory.
@@ -48,6 +52,7 @@ impl Config {
             device: parse(names::DEVICE, DeviceSpec::Zram(userswap::Codec::Lz4)),
             stats: variable(names::STATS),
             tree: variable(names::TREE),
+            inline: variable(names::FAULTS).as_deref() == Some("inline"),
             strict: variable(names::STRICT).as_deref() == Some("1"),
             policy: parse(names::POLICY, Policy::Recency),
         })

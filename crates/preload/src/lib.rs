@@ -3,10 +3,12 @@
 //!
 //! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `tree`
 //! (the limit shared with other processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine runs), `kept` (files about the process),
-//! `files` (pages of files leave first), `exit` (what is said at the end), `calls`
-//! (the program's system calls), `monitor` (the thread that watches memory use), `start` (this file).
+//! `files` (pages of files leave first), `exit` (what is said at the end), `monitor` (the thread that watches memory use); for inline mode `stop` (where it cannot
+//! be), `alternate` (stacks for handlers), `threads` (what is known of each), `memory` (what system calls use), `masks` (SIGBUS); `calls` (the program's system
+//! calls), `start` (this file).
 
 mod alloc;
+mod alternate;
 mod calls;
 pub mod config;
 mod exit;
@@ -14,10 +16,14 @@ mod files;
 mod forks;
 mod kept;
 mod maps;
+mod masks;
+mod memory;
 mod monitor;
 mod raw;
 mod stacks;
 mod state;
+mod stop;
+mod threads;
 pub mod tree;
 
 use userswap_hook::Bypass;
@@ -46,6 +52,9 @@ extern "C" fn start() {
         ));
         return;
     }
+    if config.inline {
+        state::set_inline();
+    }
     if let Err(error) = userswap_hook::install(&calls::Calls) {
         stderr_line(format_args!(
             "userswap: {error}: the limit is not held in process {}",
@@ -55,6 +64,13 @@ extern "C" fn start() {
     }
     exit::prepare(config);
     kept::open_all();
+    if config.inline {
+        if !memory::can_read() {
+            stop::stop(stop::Why::Unreadable);
+        }
+        monitor::note_main_thread();
+        masks::start();
+    }
     // SAFETY: a function that lives as long as the library, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     monitor::start(config);
@@ -77,6 +93,7 @@ extern "C" fn in_child() {
             std::process::id()
         ));
         // Its system calls on swapped-out memory would fail.
+        process.take_no_more();
         process.retire();
         state::end();
         monitor::give_up();

@@ -31,6 +31,13 @@ fn parse(line: &str) -> Option<Line<'_>> {
     })
 }
 
+/// The mapping that `address` is in.
+pub(crate) fn containing(maps: &str, address: usize) -> Option<Range<usize>> {
+    let mut lines = maps.lines().filter_map(parse);
+    let found = lines.find(|line| line.range.contains(&address))?;
+    Some(found.range)
+}
+
 /// The ranges of `maps`, the content of `/proc/self/maps`, that can be swapped. `program`: the path of the program
 /// itself. `stacks`: addresses in stacks that must stay.
 pub(crate) fn swappable(

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use userswap::{Engine, FaultMode, Process};
 use userswap_hook::Bypass;
-use userswap_sys::signals::{Blocked, stderr_line};
+use userswap_sys::signals::{self, Blocked, stderr_line};
 use userswap_sys::{futex, own};
 
 use crate::config::Config;
 use crate::files::Files;
 use crate::tree::Tree;
-use crate::{calls, exit, kept, maps, stacks, state};
+use crate::{calls, exit, kept, maps, masks, stacks, state, stop};
 
 /// How fast a program can take memory, in bytes a second: two CPUs that write zeros.
 const FASTEST: u64 = 4 << 30;
@@ -51,13 +51,21 @@ pub(crate) fn search_later(bytes: usize) {
     if UNSEARCHED.fetch_add(bytes, Ordering::Relaxed) + bytes >= WORTH_SEARCHING {
         UNSEARCHED.store(0, Ordering::Relaxed);
         SEARCH.store(true, Ordering::Relaxed);
-        LOOK.fetch_add(1, Ordering::Relaxed);
-        futex::wake_all(&LOOK);
+        look_now();
     }
 }
 
 /// Changes when the monitor shall look at once.
 static LOOK: AtomicU32 = AtomicU32::new(0);
+
+/// The monitor shall look at once.
+pub(crate) fn look_now() {
+    LOOK.fetch_add(1, Ordering::Relaxed);
+    futex::wake_all(&LOOK);
+}
+
+/// What the program, which waits for the engine, may have in memory soon, in bytes.
+static SOON: AtomicU64 = AtomicU64::new(0);
 
 /// How long a program that grows waits for the engine to start.
 const START_WAIT: Duration = Duration::from_secs(2);
@@ -78,8 +86,8 @@ pub(crate) fn grew(bytes: usize) {
     if soon < config.limit / 2 {
         return;
     }
-    LOOK.fetch_add(1, Ordering::Relaxed);
-    futex::wake_all(&LOOK);
+    SOON.fetch_max(soon, Ordering::Relaxed);
+    look_now();
     let since = Instant::now();
     while soon > config.limit / 4 * 3
         && state::engine().is_none()
@@ -107,6 +115,7 @@ pub(crate) fn release() {
 /// Starts the monitor.
 pub(crate) fn start(config: &'static Config) {
     let _bypass = Bypass::new();
+    own::expect_thread();
     let started = std::thread::Builder::new()
         .name("userswap".into())
         // Larger than any that libc keeps from threads of the program, in memory that may be swapped.
@@ -119,6 +128,7 @@ pub(crate) fn start(config: &'static Config) {
             watch(config);
         });
     if started.is_err() {
+        own::expect_no_thread();
         refuse("no thread can be started");
     }
 }
@@ -133,6 +143,7 @@ pub(crate) fn confined(all_threads: bool) {
     CONFINED.store(true, Ordering::Relaxed);
     hold();
     if let Some(process) = state::engine() {
+        process.take_no_more();
         process.retire();
         state::end();
         refuse(BY_FILTER);
@@ -154,7 +165,7 @@ static CONFINED: AtomicBool = AtomicBool::new(false);
 
 const BY_FILTER: &str = "the program filters its system calls (seccomp), which ours could not pass";
 
-fn refuse(why: &str) {
+pub(crate) fn refuse(why: &str) {
     if !REFUSED.swap(true, Ordering::Relaxed) {
         stderr_line(format_args!(
             "userswap: {why}: the limit is not held in process {}",
@@ -180,7 +191,9 @@ fn watch(config: &'static Config) {
                 share.min(config.limit)
             });
             match state::engine() {
-                None if resident > limit / 2 && !REFUSED.load(Ordering::Relaxed) => {
+                None if resident.max(SOON.load(Ordering::Relaxed)) > limit / 2
+                    && !REFUSED.load(Ordering::Relaxed) =>
+                {
                     begin(config, limit);
                     SHORTEST
                 }
@@ -189,6 +202,10 @@ fn watch(config: &'static Config) {
                     if SEARCH.swap(false, Ordering::Relaxed) {
                         take_on(process);
                     }
+                    if process.has_taken_a_stack() {
+                        stop::note(stop::Why::Stack);
+                    }
+                    stop::finish();
                     let resident = if files.press(process, limit) {
                         kept::resident_bytes().unwrap_or(resident)
                     } else {
@@ -252,20 +269,41 @@ fn begin(config: &Config, limit: u64) {
     if let Some(problem) = uncovered() {
         return refuse(&problem);
     }
+    if let Some(why) = stop::reason() {
+        return refuse(why.text());
+    }
+    let mode = if config.inline {
+        FaultMode::Inline
+    } else {
+        FaultMode::Thread
+    };
     let builder = Engine::builder()
         .device(config.device.clone())
         .limit(limit)
-        // System calls on memory that is swapped out must work: only handler threads see to that.
-        .faults(FaultMode::Thread)
+        .faults(mode)
         .policy(config.policy)
         .strict(config.strict);
     let process = match Process::start(builder) {
         Ok(process) => process,
         Err(error) => return refuse(&error.to_string()),
     };
+    if config.inline {
+        masks::note_actions();
+    }
     if !state::begin(process) {
         state::end();
         return refuse("a change of the address space does not end");
+    }
+    if config.inline {
+        // The program may have put a handler of its own there just before.
+        if let Err(errno) = signals::reinstall() {
+            state::end();
+            return refuse(&format!("the SIGBUS handler cannot be installed ({errno})"));
+        }
+        // What was found wrong before the engine was known.
+        if stop::reason().is_some() {
+            return stop::finish();
+        }
     }
     if !calls::may_recycle() {
         process.stop_recycling();
@@ -277,11 +315,55 @@ fn begin(config: &Config, limit: u64) {
 /// Why changes of the address space could go unseen, if they could.
 fn uncovered() -> Option<String> {
     let coverage = userswap_hook::coverage();
-    let (path, at) = coverage.uncovered().next()?;
-    Some(format!(
-        "{} makes system calls that cannot be seen (at {at:#x})",
-        path.display()
-    ))
+    if let Some((path, at)) = coverage.uncovered().next() {
+        return Some(format!(
+            "{} makes system calls that cannot be seen (at {at:#x})",
+            path.display()
+        ));
+    }
+    // Handler threads make up for what a file hides that nobody can read.
+    let hidden = coverage.libraries.iter().find_map(|library| {
+        let why = library.unreadable?;
+        Some(format!("{}: {why}", library.path.display()))
+    });
+    hidden.filter(|_| state::is_inline())
+}
+
+/// Code has come since somebody looked at it.
+static CODE_CAME: AtomicBool = AtomicBool::new(false);
+
+/// The program has mapped code.
+pub(crate) fn code_came() {
+    CODE_CAME.store(true, Ordering::Relaxed);
+}
+
+/// In inline mode, before each call of the program: are the system calls of code that has come all seen?
+pub(crate) fn look_at_code() {
+    // Relaxed: who mapped the code makes another call before it runs.
+    if !CODE_CAME.load(Ordering::Relaxed) || state::engine().is_none() {
+        return;
+    }
+    let (_blocked, _bypass) = (Blocked::new(), Bypass::new());
+    if CODE_CAME.swap(false, Ordering::Relaxed) && uncovered().is_some() {
+        stop::stop(stop::Why::Code);
+    }
+}
+
+/// What the main thread needs that was mapped before this library came: its stack, as far as it may grow, and its
+/// thread-local memory.
+pub(crate) fn note_main_thread() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let here = 0_u8;
+    let stack = std::ptr::from_ref(&here) as usize;
+    let fits = maps::containing(&maps, stack).is_some_and(|found| {
+        let start = found.end.saturating_sub(own::main_stack_bytes());
+        stacks::note(&(start.min(found.start)..found.end))
+    });
+    let control = own::control_block();
+    let local = maps::containing(&maps, control).is_some_and(|found| stacks::note(&found));
+    if !fits || !local {
+        stop::stop(stop::Why::Stacks);
+    }
 }
 
 fn keep(process: &Process, limit: u64, resident: u64) {

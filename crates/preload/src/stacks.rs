@@ -8,17 +8,31 @@ use std::ops::Range;
 use userswap_sys::ranges::Ranges;
 
 /// Mappings made for stacks. More of them than this are treated as other memory is.
-static STACKS: Ranges<4096> = Ranges::new();
+static STACKS: Ranges<8192> = Ranges::new();
 
-/// A stack was mapped.
-pub(crate) fn note(range: &Range<usize>) {
-    // Without room it is as if it were none.
-    STACKS.note(range);
+/// A stack was mapped. `false`: there is no room for it; it is as if it were none.
+pub(crate) fn note(range: &Range<usize>) -> bool {
+    STACKS.covers(range) || STACKS.note(range)
 }
 
-/// `range` is unmapped: what is left of a stack in it is no stack any more.
-pub(crate) fn forget(range: &Range<usize>) {
-    STACKS.forget(|stack| stack.start < range.end && stack.end > range.start);
+/// The stack that `address` is in.
+pub(crate) fn containing(address: usize) -> Option<Range<usize>> {
+    STACKS.iter().find(|stack| stack.contains(&address))
+}
+
+/// Runs `unmap`, which unmaps `range` and says whether it did: what is left of a stack in it is no stack any more. Forgotten
+/// before: another stack may be mapped and noted there as soon as there is room.
+pub(crate) fn unmapped(range: &Range<usize>, unmap: impl FnOnce() -> bool) {
+    let overlaps = |stack: &Range<usize>| stack.start < range.end && stack.end > range.start;
+    let gone: Vec<_> = STACKS.iter().filter(overlaps).collect();
+    if !gone.is_empty() {
+        STACKS.forget(overlaps);
+    }
+    if !unmap() {
+        for stack in &gone {
+            note(stack);
+        }
+    }
 }
 
 /// All of them, ascending.
@@ -63,9 +77,11 @@ mod tests {
         note(&(0x1000..0x5000));
         note(&(0x8000..0x9000));
         assert_eq!(left(0..0xa000), [0..0x1000, 0x5000..0x8000, 0x9000..0xa000]);
-        forget(&(0x2000..0x3000));
+        unmapped(&(0x2000..0x3000), || false);
+        assert!(containing(0x2000).is_some());
+        unmapped(&(0x2000..0x3000), || true);
         assert_eq!(left(0..0xa000), [0..0x8000, 0x9000..0xa000]);
-        forget(&(0..0x10_0000));
-        assert!(ranges().is_empty());
+        unmapped(&(0..0x10_0000), || true);
+        assert!(ranges().iter().all(|stack| stack.start >= 0x10_0000));
     }
 }

@@ -18,6 +18,19 @@ static UNSEEN: AtomicUsize = AtomicUsize::new(0);
 /// Set in a child of fork while only threads of ours are being started: no call is the program's.
 static STARTING: AtomicBool = AtomicBool::new(false);
 
+/// Faults are resolved in the threads of the program that meet them. Set before the first call is looked at.
+static INLINE: AtomicBool = AtomicBool::new(false);
+
+/// Says that it is so.
+pub(crate) fn set_inline() {
+    INLINE.store(true, Ordering::Relaxed);
+}
+
+/// Whether the program's system calls fail on memory that is swapped out, unless it is brought in before.
+pub(crate) fn is_inline() -> bool {
+    INLINE.load(Ordering::Relaxed)
+}
+
 /// Runs `start`, which starts threads of ours where no thread of the program's runs beside this one.
 pub(crate) fn while_starting<R>(start: impl FnOnce() -> R) -> R {
     STARTING.store(true, Ordering::Relaxed);

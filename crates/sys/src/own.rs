@@ -18,6 +18,9 @@ static THREAD_TABLE: Ranges<512> = Ranges::new();
 /// The numbers of threads of ours; 0: a free place.
 static THREADS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
+/// Threads of ours that have been started and have not noted themselves yet.
+static COMING: AtomicU32 = AtomicU32::new(0);
+
 static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Notes a range of ours.
@@ -30,6 +33,22 @@ pub fn note(range: &Range<usize>) {
 /// A range noted before is gone.
 pub fn forget(range: &Range<usize>) {
     TABLE.forget(|noted| noted == range);
+}
+
+/// A thread of ours is being started, which calls [`note_thread`].
+pub fn expect_thread() {
+    COMING.fetch_add(1, Ordering::SeqCst);
+}
+
+/// It could not be started after all, or is here.
+pub fn expect_no_thread() {
+    let less = |coming: u32| coming.checked_sub(1);
+    let _ = COMING.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+}
+
+/// Whether a thread may be one of ours, though [`is_thread`] does not say so yet.
+pub fn thread_is_coming() -> bool {
+    COMING.load(Ordering::SeqCst) != 0
 }
 
 /// Notes what the calling thread, one of ours, needs to run: the memory its stack is in, and its table of thread-local
@@ -56,6 +75,7 @@ pub fn note_thread() {
         // One entry lies before the address; a table of 200 modules is shorter than a page.
         THREAD_TABLE.note(&(dtv - 16..dtv + PAGE_SIZE));
     }
+    expect_no_thread();
 }
 
 /// A thread of the program that is inside our code, where it may hold locks that others wait for.
@@ -92,6 +112,24 @@ impl Drop for Within {
     }
 }
 
+/// Where the calling thread's control block lies, around which libc keeps what the kernel writes for the thread.
+#[cfg(target_arch = "x86_64")]
+pub fn control_block() -> usize {
+    let control: usize;
+    // SAFETY: reads the first word of the thread's control block, which holds its own address.
+    unsafe {
+        std::arch::asm!("mov {}, fs:[0]", out(reg) control, options(nostack, readonly, preserves_flags));
+    }
+    control
+}
+
+/// How many bytes the main thread's stack may grow to, of what is worth to be known: where there is no limit, some.
+pub fn main_stack_bytes() -> usize {
+    const SOME: u64 = 1 << 30;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Stack).current;
+    limit.unwrap_or(SOME).min(SOME) as usize
+}
+
 /// Touches what the calling thread needs for its next steps: some pages of its stack, and its control block.
 pub fn touch_thread() {
     const BELOW: usize = 4 * PAGE_SIZE;
@@ -102,11 +140,7 @@ pub fn touch_thread() {
     std::hint::black_box(&mut below);
     #[cfg(target_arch = "x86_64")]
     {
-        let control: usize;
-        // SAFETY: reads the first word of the thread's control block, which holds its own address.
-        unsafe {
-            std::arch::asm!("mov {}, fs:[0]", out(reg) control, options(nostack, readonly, preserves_flags));
-        }
+        let control = control_block();
         for offset in [0, 0x700] {
             // SAFETY: inside the control block of libc, which is longer.
             let byte = unsafe { ((control + offset) as *const u8).read_volatile() };
@@ -125,6 +159,7 @@ pub fn is_thread(thread: u32) -> bool {
 
 /// In a child of fork: the parent's threads are not there.
 pub fn forget_threads() {
+    COMING.store(0, Ordering::Relaxed);
     for place in &THREADS {
         place.store(0, Ordering::Relaxed);
     }

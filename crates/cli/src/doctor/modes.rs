@@ -52,8 +52,8 @@ impl Modes {
         match (self.inline(), self.thread()) {
             (true, true) => "Everything works here: inline and thread mode.",
             (true, false) => {
-                "Inline mode works here: memory regions can be swapped; system calls on swapped-out memory fail \
-                 unless it is pinned."
+                "Inline mode works here: programs can be run under a limit, and memory regions swapped; system calls on \
+                 swapped-out memory of a region fail unless it is pinned."
             }
             (false, true) => "Thread mode works here.",
             (false, false) => "Nothing can be swapped on this host.",
@@ -100,7 +100,7 @@ impl Modes {
         }
         let found = self.why_not(self.access.full());
         let advice = self.cure(true);
-        // Regions do without; only whole programs want it.
+        // Regions do without, and most programs.
         if self.inline() {
             Reading::limited(NAME, found, advice)
         } else {

@@ -19,6 +19,70 @@ pub(crate) fn possible(test: &str) -> bool {
 
 /// Whether programs can be swapped here and all of `programs` are installed.
 pub(crate) fn possible_with(test: &str, programs: &[&str]) -> bool {
+    are_installed(test, programs) && possible(test)
+}
+
+/// As whom `userswap run` is started, and how faults are to reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum User {
+    /// Whoever runs the tests, in the mode that suits.
+    Any,
+    /// Somebody without any privilege, for whom there is only inline mode.
+    Unprivileged,
+}
+
+const NOBODY: &str = "65534";
+
+impl User {
+    /// The beginning of a command that runs `userswap`.
+    pub(crate) fn userswap(self) -> Command {
+        let program = userswap(&[]);
+        let program = program.get_program();
+        if self == User::Any || !rustix::process::geteuid().is_root() {
+            let mut command = Command::new("timeout");
+            command.args(["-k", "1", LONGEST_SECONDS]).arg(program);
+            return command;
+        }
+        let mut command = Command::new("timeout");
+        command
+            .args(["-k", "1", LONGEST_SECONDS, "setpriv"])
+            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"])
+            .args(["--bounding-set", "-all", "--no-new-privs"])
+            .arg(program);
+        command
+    }
+
+    fn mode(self) -> &'static str {
+        match self {
+            User::Any => "auto",
+            User::Unprivileged => "inline",
+        }
+    }
+}
+
+/// Whether programs can be swapped here without privilege, and all of `programs` are installed.
+pub(crate) fn possible_unprivileged(test: &str, programs: &[&str]) -> bool {
+    let access = userswap_sys::host::userfaultfd_access();
+    if !access.user_only() {
+        skip(test, "faults may not be handled here at all");
+        return false;
+    }
+    if !are_installed(test, &[programs, &["setpriv", "timeout"]].concat()) {
+        return false;
+    }
+    // The folder of the tests may be closed to others.
+    let starts = User::Unprivileged
+        .userswap()
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !starts {
+        skip(test, "a user without privilege cannot start the binary");
+    }
+    starts
+}
+
+fn are_installed(test: &str, programs: &[&str]) -> bool {
     let installed = |program: &&str| {
         let paths = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
@@ -27,7 +91,7 @@ pub(crate) fn possible_with(test: &str, programs: &[&str]) -> bool {
         skip(test, &format!("{missing} is not installed"));
         return false;
     }
-    possible(test)
+    true
 }
 
 /// An empty folder for one test.
@@ -35,6 +99,9 @@ pub(crate) fn folder(test: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder");
+    // Whoever the program runs as writes there.
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&folder, everybody).expect("permissions");
     folder
 }
 
@@ -76,6 +143,17 @@ pub(crate) fn same_within(
     limits: &[u64],
     program: &[&str],
 ) -> Vec<usize> {
+    same_for(User::Any, test, folder, limits, program)
+}
+
+/// The same for a certain user.
+pub(crate) fn same_for(
+    user: User,
+    test: &str,
+    folder: &Path,
+    limits: &[u64],
+    program: &[&str],
+) -> Vec<usize> {
     let native = Command::new(program[0])
         .args(&program[1..])
         .current_dir(folder)
@@ -88,7 +166,7 @@ pub(crate) fn same_within(
     );
     let mut counts = Vec::new();
     for &limit in limits {
-        let limited = limited(test, folder, limit, program, &native);
+        let limited = limited(user, test, folder, limit, program, &native);
         assert!(
             limited.sum("out_bytes") > 0,
             "{test}: {limit} MiB: nothing left memory"
@@ -106,12 +184,19 @@ pub(crate) fn same_within(
     counts
 }
 
-fn limited(test: &str, folder: &Path, limit: u64, program: &[&str], native: &Output) -> Limited {
-    let stats = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.{limit}.json"));
-    let limited = Command::new("timeout")
-        .args(["-k", "1", LONGEST_SECONDS])
-        .arg(userswap(&[]).get_program())
-        .args(["run", "--limit", &format!("{limit}M"), "--stats"])
+fn limited(
+    user: User,
+    test: &str,
+    folder: &Path,
+    limit: u64,
+    program: &[&str],
+    native: &Output,
+) -> Limited {
+    let stats = folder.join(format!("{test}.{limit}.json"));
+    let limited = user
+        .userswap()
+        .args(["run", "--faults", user.mode()])
+        .args(["--limit", &format!("{limit}M"), "--stats"])
         .arg(&stats)
         .arg("--")
         .args(program)
@@ -135,6 +220,10 @@ fn limited(test: &str, folder: &Path, limit: u64, program: &[&str], native: &Out
     swapping.retain(|record| record["faults_mode"] != "none");
     for record in &swapping {
         assert_eq!(record["bugs"], 0, "{record}");
+        assert!(
+            user == User::Any || record["faults_mode"] == "inline",
+            "{record}"
+        );
     }
     Limited { swapping }
 }

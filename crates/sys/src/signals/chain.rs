@@ -18,13 +18,11 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::Fault;
+use super::kernel::{self, Action};
 
 /// The action before ours; null is the default action. What it points to is never freed: a handler on another thread may
 /// be reading it, and there is one for each install.
 static EARLIER: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
-
-/// The length of the kernel's signal mask, which the raw system calls ask for.
-const MASK_LEN: usize = 8;
 
 pub(super) fn remember(action: &libc::sigaction) {
     let earlier = match action.sa_sigaction {
@@ -32,6 +30,17 @@ pub(super) fn remember(action: &libc::sigaction) {
         _ => Box::into_raw(Box::new(*action)),
     };
     EARLIER.store(earlier, Ordering::Release);
+}
+
+/// The action that SIGBUS has for the program.
+pub fn earlier() -> Action {
+    // SAFETY: null, or published whole by `remember`, never freed.
+    unsafe { EARLIER.load(Ordering::Acquire).as_ref() }.map_or(Action::DEFAULT, Action::from_libc)
+}
+
+/// Gives SIGBUS another action for the program, as its own sigaction would; ours stays in force. Allocates.
+pub fn set_earlier(action: &Action) {
+    remember(&action.to_libc());
 }
 
 /// Delivers `fault` to the handler that was installed before ours. Returns if that handler does, or if the repeated access
@@ -87,19 +96,9 @@ pub fn chain(fault: Fault<'_>) {
 
 /// Restores the default action, so that the signal ends the process once our handler has returned.
 fn die(fault: Fault<'_>) {
-    // The kernel's sigaction (handler, flags, restorer, mask) is 32 bytes; all zero is the default action. By the raw call,
-    // since a program's interposed `sigaction` would only note down what it is told.
-    let default = [0u64; 4];
-    // SAFETY: reads 32 bytes from `default`; the default action involves no code of ours.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigaction,
-            libc::SIGBUS,
-            default.as_ptr(),
-            ptr::null_mut::<u64>(),
-            MASK_LEN,
-        )
-    };
+    // By the raw call: a program's interposed `sigaction` would only note down what it is told, and so would we.
+    // SAFETY: the default action involves no code of ours.
+    unsafe { kernel::set_action(libc::SIGBUS, &Action::DEFAULT) };
     if fault.is_synchronous() {
         return;
     }
@@ -125,18 +124,7 @@ fn die(fault: Fault<'_>) {
 
 /// Sets this thread's signal mask, and returns what it was.
 pub(super) fn set_mask(mask: u64) -> u64 {
-    let mut old = 0u64;
-    // SAFETY: both point to a mask of the length given. The raw call, since libc's takes no plain mask.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const mask,
-            &raw mut old,
-            MASK_LEN,
-        )
-    };
-    old
+    kernel::set_mask(mask)
 }
 
 const fn bit(signal: c_int) -> u64 {
@@ -145,12 +133,5 @@ const fn bit(signal: c_int) -> u64 {
 
 /// Signals 1 to 64 of libc's longer set, which is all that Linux has.
 fn first_word(set: &libc::sigset_t) -> u64 {
-    const {
-        assert!(
-            mem::size_of::<libc::sigset_t>() >= MASK_LEN
-                && mem::align_of::<libc::sigset_t>() >= MASK_LEN
-        )
-    };
-    // SAFETY: long enough and aligned, as asserted; plain integers.
-    unsafe { ptr::from_ref(set).cast::<u64>().read() }
+    kernel::first_word(set)
 }

@@ -79,6 +79,20 @@ impl Fault<'_> {
         None
     }
 
+    /// The stack pointer where the fault happened; `None` where the machine does not tell.
+    #[inline]
+    pub fn stack_pointer(&self) -> Option<usize> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: `context` is this delivery's ucontext.
+            let registers =
+                unsafe { &(*self.context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+            Some(registers[libc::REG_RSP as usize] as usize)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
     /// The signals that were blocked where the fault happened; bit N is signal N + 1.
     pub(super) fn blocked_before(&self) -> u64 {
         // SAFETY: `context` is this delivery's ucontext. The kernel writes 8 bytes of mask there, fewer than libc's type

@@ -10,6 +10,7 @@
 mod blocked;
 mod chain;
 mod fault;
+pub mod kernel;
 mod stderr;
 
 use std::ffi::{c_int, c_void};
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use blocked::{Blocked, blocked};
-pub use chain::chain;
+pub use chain::{chain, earlier, set_earlier};
 pub use fault::Fault;
 pub use stderr::stderr_line;
 
@@ -99,7 +100,7 @@ pub unsafe fn install_on(handler: Handler, stack: Stack) -> Result<Installed, Er
 pub fn reinstall() -> Result<Installed, Errno> {
     let installed = INSTALL.lock().unwrap_or_else(PoisonError::into_inner);
     let stack = (*installed).ok_or(Errno::INVAL)?;
-    if is_in_force()? {
+    if is_in_force() {
         return Ok(Installed::Already);
     }
     take_over(stack)?;
@@ -107,8 +108,8 @@ pub fn reinstall() -> Result<Installed, Errno> {
 }
 
 /// Whether SIGBUS leads to the handler installed here.
-pub fn is_in_force() -> Result<bool, Errno> {
-    Ok(current_action()?.sa_sigaction == entry as *const () as usize)
+pub fn is_in_force() -> bool {
+    current_action().sa_sigaction == entry as *const () as usize
 }
 
 /// Lets SIGBUS through on this thread, whatever the program has blocked.
@@ -118,7 +119,7 @@ pub fn open_faults() {
 
 fn take_over(stack: Stack) -> Result<(), Errno> {
     // The earlier handler is known before ours is in force: a fault in between finds it.
-    let found = current_action()?;
+    let found = current_action();
     chain::remember(&found);
     let ours = action(&found, stack);
     // SAFETY: `sigaction` is plain data, for which zeros are a value.
@@ -134,14 +135,9 @@ fn take_over(stack: Stack) -> Result<(), Errno> {
     Ok(())
 }
 
-fn current_action() -> Result<libc::sigaction, Errno> {
-    // SAFETY: `sigaction` is plain data, for which zeros are a value.
-    let mut found: libc::sigaction = unsafe { mem::zeroed() };
-    // SAFETY: a null new action only asks; `found` is written for the length of the call.
-    match unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &mut found) } {
-        0 => Ok(found),
-        _ => Err(last_errno()),
-    }
+/// What the kernel has, whatever a `sigaction` in between would say.
+fn current_action() -> libc::sigaction {
+    kernel::action(libc::SIGBUS).to_libc()
 }
 
 fn action(earlier: &libc::sigaction, stack: Stack) -> libc::sigaction {

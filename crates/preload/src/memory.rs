@@ -1,0 +1,331 @@
+//! The memory of the program's system calls, in inline mode: it stays while a call is made, and what is missing of it is
+//! brought in before.
+//!
+//! Every call is noted from the first on, long before anything is swapped out: a call that waits in the kernel when the
+//! engine starts has said by then what it uses.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use libc::c_long;
+use userswap_hook::{Access, Call, Knowledge, Span, memory_of, uses_memory};
+use userswap_sys::{PAGE_SIZE, cpu};
+
+use crate::stop::{Why, stop};
+use crate::threads::Thread;
+use crate::{raw, stacks, state};
+
+/// Names of files through which a process's memory is looked at from outside end so.
+const MEMORY_FILE: &[u8] = b"/mem";
+
+/// Calls that [`refuse`] looks at.
+pub(crate) const REFUSED: [c_long; 6] = [
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_setup,
+    libc::SYS_userfaultfd,
+    libc::SYS_prctl,
+    libc::SYS_process_madvise,
+    libc::SYS_clone,
+];
+
+/// Stops eviction for good where a call lets the kernel use memory in ways that cannot be followed.
+pub(crate) fn refuse(call: &Call) {
+    let first = call.args[0];
+    let why = match call.nr as c_long {
+        libc::SYS_io_uring_setup | libc::SYS_io_setup => Why::Rings,
+        libc::SYS_userfaultfd => Why::Faults,
+        libc::SYS_prctl if first == PR_SET_SYSCALL_USER_DISPATCH && call.args[1] != 0 => {
+            Why::Filter
+        }
+        libc::SYS_process_madvise => Why::OwnMemory,
+        libc::SYS_clone if shares_thread_local(first) => Why::SharedThread,
+        _ => return,
+    };
+    stop(why);
+}
+
+const PR_SET_SYSCALL_USER_DISPATCH: usize = 59;
+
+/// Whether what `clone` makes with these flags runs beside its maker, on the maker's thread-local memory.
+fn shares_thread_local(flags: usize) -> bool {
+    let has = |flag: libc::c_int| flags & flag as usize != 0;
+    has(libc::CLONE_VM) && !has(libc::CLONE_VFORK) && !has(libc::CLONE_SETTLS)
+}
+
+/// Whether the call makes a thread or a process.
+pub(crate) fn makes(call: &Call) -> bool {
+    [
+        libc::SYS_clone,
+        libc::SYS_clone3,
+        libc::SYS_fork,
+        libc::SYS_vfork,
+    ]
+    .contains(&(call.nr as c_long))
+}
+
+/// Notes the call, holds what it uses, and has it in memory. Returns the call's number in its thread.
+pub(crate) fn begin(thread: &Thread, call: &mut Call) -> Option<usize> {
+    let number = thread.begin(call, makes(call))?;
+    call.data = number + 1;
+    if !uses_memory(call.nr) {
+        return Some(number);
+    }
+    let hold = |range: &Range<usize>, write: bool| {
+        thread.holder.hold(number, range);
+        if let Some(process) = state::engine() {
+            process.bring_in(range, write);
+        }
+    };
+    let readable = thread.stack_above(call);
+    let unreadable = Cell::new(false);
+    let mut read = |at: usize, bytes: &mut [u8]| {
+        let done = copy(at, bytes, &readable);
+        unreadable.set(unreadable.get() || !done);
+        done
+    };
+    let mut span = |span: Span| {
+        let range = span.address..span.address.saturating_add(span.len).min(1 << 47);
+        if range.start >= range.end {
+            return;
+        }
+        // Pages that a pipe goes on holding may leave memory meanwhile: their frames are not used again. Handlers run on stacks
+        // of ours.
+        let does_not_matter = [libc::SYS_vmsplice, libc::SYS_sigaltstack];
+        if span.kept && !does_not_matter.contains(&(call.nr as c_long)) {
+            keep(&range);
+        }
+        hold(&range, span.access != Access::Read);
+    };
+    let known = memory_of(call, &mut read, &mut span);
+    // What cannot be read the kernel cannot read either.
+    if known == Knowledge::Unknown || known == Knowledge::AtLeast && !unreadable.get() {
+        stop(Why::UnknownCall);
+    }
+    match call.nr as c_long {
+        libc::SYS_process_vm_readv | libc::SYS_process_vm_writev if is_own(call.args[0]) => {
+            let write = call.nr as c_long == libc::SYS_process_vm_writev;
+            for buffer in 0..call.args[4].min(MOST_BUFFERS) {
+                let mut words = [0; 16];
+                if !copy(
+                    call.args[3].wrapping_add(buffer * 16),
+                    &mut words,
+                    &readable,
+                ) {
+                    break;
+                }
+                let [start, len] = [0, 8].map(|from| {
+                    usize::from_ne_bytes(*words[from..].first_chunk().expect("inside"))
+                });
+                let end = start.saturating_add(len).min(1 << 47);
+                if start < end {
+                    hold(&(start..end), write);
+                }
+            }
+        }
+        libc::SYS_open if names_memory(call.args[0], &readable) => stop(Why::OwnMemory),
+        libc::SYS_openat | libc::SYS_openat2 if names_memory(call.args[1], &readable) => {
+            stop(Why::OwnMemory);
+        }
+        _ => {}
+    }
+    Some(number)
+}
+
+const MOST_BUFFERS: usize = 1024;
+
+/// The call is over.
+pub(crate) fn end(thread: &Thread, call: &Call) {
+    if let Some(number) = call.data.checked_sub(1) {
+        thread.holder.end(number);
+    }
+}
+
+/// The kernel goes on using `range`, whose pages are never to leave.
+pub(crate) fn keep(range: &Range<usize>) {
+    let pages = range.start & !(PAGE_SIZE - 1)..range.end.next_multiple_of(PAGE_SIZE);
+    if !stacks::note(&pages) {
+        stop(Why::Stacks);
+        return;
+    }
+    if let Some(process) = state::engine()
+        && process.is_taken_on(&pages)
+    {
+        process.leave_alone(&pages);
+    }
+}
+
+fn is_own(process: usize) -> bool {
+    // SAFETY: asks only.
+    let own = unsafe { raw::make(&Call::new(libc::SYS_getpid as usize, [0; 6])) };
+    process == own as usize || process == cpu::thread() as usize
+}
+
+/// Whether the path at `address`, which has been brought in, is that of a process's memory.
+fn names_memory(address: usize, readable: &Range<usize>) -> bool {
+    // Long enough for every such path; it begins with a folder that may be named otherwise.
+    let mut path = [0; 64];
+    let mut len = 0;
+    while len < path.len() {
+        if !copy(address.wrapping_add(len), &mut path[len..=len], readable) {
+            return false;
+        }
+        if path[len] == 0 {
+            return path[..len].ends_with(MEMORY_FILE);
+        }
+        len += 1;
+    }
+    false
+}
+
+/// Copies the program's memory at `at`; `false`: there is none. What lies in `readable` is known to be there.
+fn copy(at: usize, bytes: &mut [u8], readable: &Range<usize>) -> bool {
+    if readable.start <= at
+        && at
+            .checked_add(bytes.len())
+            .is_some_and(|end| end <= readable.end)
+    {
+        // SAFETY: in the part of this thread's stack that its callers use.
+        unsafe { std::ptr::copy_nonoverlapping(at as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        return true;
+    }
+    transfer(
+        libc::SYS_process_vm_readv,
+        at,
+        bytes.as_mut_ptr(),
+        bytes.len(),
+    )
+}
+
+/// Copies words of the program's at `at`, if they can be read.
+pub(crate) fn words<const N: usize>(at: usize) -> Option<[u64; N]> {
+    let mut words = [0; N];
+    let len = size_of_val(&words);
+    transfer(
+        libc::SYS_process_vm_readv,
+        at,
+        words.as_mut_ptr().cast(),
+        len,
+    )
+    .then_some(words)
+}
+
+/// Writes words to the program's memory at `at`; `false`: it cannot be written.
+pub(crate) fn write_words<const N: usize>(at: usize, mut words: [u64; N]) -> bool {
+    let len = size_of_val(&words);
+    transfer(
+        libc::SYS_process_vm_writev,
+        at,
+        words.as_mut_ptr().cast(),
+        len,
+    )
+}
+
+/// Through the kernel, which says where there is no memory instead of ending the process.
+fn transfer(nr: c_long, at: usize, own: *mut u8, len: usize) -> bool {
+    let (ours, theirs) = ([own as usize, len], [at, len]);
+    let arguments = [
+        cpu::thread() as usize,
+        ours.as_ptr() as usize,
+        1,
+        theirs.as_ptr() as usize,
+        1,
+        0,
+    ];
+    // SAFETY: `own` has `len` bytes, which the caller lends; the other side is the program's, which it reads or writes itself.
+    let done = unsafe { raw::make(&Call::new(nr as usize, arguments)) };
+    done == len as isize
+}
+
+/// Whether this host lets a process read its own memory so.
+pub(crate) fn can_read() -> bool {
+    let known = [0x5eed_u64];
+    words::<1>(known.as_ptr() as usize) == Some(known)
+}
+
+/// Robust locks that the thread holds and that the kernel marks when it is gone: they stay.
+pub(crate) fn keep_robust_list() {
+    /// More than that the kernel does not look at.
+    const MOST: usize = 2048;
+    let (mut head, mut len) = (0_usize, 0_usize);
+    let arguments = [0, &raw mut head as usize, &raw mut len as usize, 0, 0, 0];
+    // SAFETY: two words of ours to write to.
+    let asked = unsafe { raw::make(&Call::new(libc::SYS_get_robust_list as usize, arguments)) };
+    if asked != 0 || head == 0 {
+        return;
+    }
+    // First of the list, distance from there to the lock's word, the one being locked.
+    let Some([first, offset, pending]) = words::<3>(head) else {
+        return;
+    };
+    let lock = |entry: u64| (entry & !1).wrapping_add(offset) as usize;
+    let mut entry = first;
+    for _ in 0..MOST {
+        if entry & !1 == head as u64 {
+            break;
+        }
+        let at = (entry & !1) as usize;
+        keep_in(at..at + 8);
+        keep_in(lock(entry)..lock(entry) + 4);
+        let Some([next]) = words::<1>(at) else { break };
+        entry = next;
+    }
+    if pending & !1 != 0 {
+        keep_in(lock(pending)..lock(pending) + 4);
+    }
+}
+
+fn keep_in(range: Range<usize>) {
+    if range.start < range.end && range.end < 1 << 47 {
+        keep(&range);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_and_written_where_there_is_some() {
+        assert!(can_read());
+        let mut mine = [1_u64, 2, 3];
+        let at = mine.as_mut_ptr() as usize;
+        assert_eq!(words::<2>(at + 8), Some([2, 3]));
+        assert!(write_words(at, [7, 8]));
+        assert_eq!(words::<3>(at), Some([7, 8, 3]));
+        assert_eq!(words::<1>(8), None);
+        assert!(!write_words(8, [1]));
+        let mut bytes = [0; 8];
+        assert!(!copy(8, &mut bytes, &(0x1000..0x2000)));
+    }
+
+    #[test]
+    fn the_files_of_memory_are_known_by_their_names() {
+        for (path, is) in [
+            (c"/proc/self/mem", true),
+            (c"/proc/12/task/13/mem", true),
+            (c"self/mem", true),
+            (c"mem", false),
+            (c"/proc/self/maps", false),
+            (c"/proc/meminfo", false),
+        ] {
+            assert_eq!(
+                names_memory(path.as_ptr() as usize, &(0..0)),
+                is,
+                "{path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_threads_with_memory_of_their_own_are_followed() {
+        let thread = libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SETTLS;
+        assert!(!shares_thread_local(thread as usize));
+        assert!(!shares_thread_local(
+            (libc::CLONE_VM | libc::CLONE_VFORK) as usize
+        ));
+        assert!(!shares_thread_local(libc::SIGCHLD as usize));
+        assert!(shares_thread_local(
+            (libc::CLONE_VM | libc::CLONE_FS) as usize
+        ));
+    }
+}
