@@ -10,7 +10,9 @@ use crate::kernel_zram::Algorithm;
 use crate::size::{parse_duration, parse_size};
 
 const AFTER_HELP: &str = "\
-SIZE takes K, M, G (powers of 1024); DUR takes ns, us, ms, s; DEV is zram, zram:zstd or ram.
+SIZE takes K, M, G (powers of 1024); DUR takes ns, us, ms, s; DEV is zram, zram:zstd, ram, file:PATH or zram,file:PATH.
+PATH is a folder, where a file without a name is made, or, with overwrite=on, a file or block device; options follow it:
+encrypt=off, size=SIZE, overwrite=on, io_uring=off.
 Exit status: 0 good, 1 data lost or a check failed, 2 bad arguments or not possible on this host,
 128+N stopped by signal N.";
 
@@ -182,8 +184,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE|auto", default_value = "auto", value_parser = parse_limit)]
     pub(crate) limit: LimitArg,
     /// Where pages go
-    #[arg(long, value_name = "DEV", default_value = "zram", value_parser = check_device)]
-    pub(crate) device: String,
+    #[arg(long, value_name = "DEV", default_value = "zram", value_parser = parse_device)]
+    pub(crate) device: DeviceSpec,
+    /// Let pages that are old, do not fit or do not compress go to a file in this folder, encrypted, which is gone when the
+    /// program is: short for --device zram,file:FOLDER
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) spill: Option<std::path::PathBuf>,
     /// How faults are handled: thread where the host permits it, else inline
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) faults: FaultsArg,
@@ -433,10 +439,6 @@ pub(crate) struct DoctorArgs {
 fn parse_device(text: &str) -> Result<DeviceSpec, String> {
     text.parse()
         .map_err(|error: userswap::Error| error.to_string())
-}
-
-fn check_device(text: &str) -> Result<String, String> {
-    parse_device(text).map(|_| text.to_owned())
 }
 
 fn parse_fault_around(text: &str) -> Result<FaultAround, String> {

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use rustix::fs::MemfdFlags;
+use userswap::{DeviceSpec, FileOptions, FileSpec};
+use userswap_device::File as SwapFile;
 use userswap_preload::config::names;
 use userswap_preload::tree::Tree;
 
@@ -35,6 +37,7 @@ pub(crate) const LEAST_LIMIT: u64 = 16 << 20;
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let limit = limit(args.limit)?;
     let faults = faults(args.faults)?;
+    let device = device(args)?;
     let library = library()?;
     let program = &args.program[0];
     if let Some(path) = on_path(program) {
@@ -64,7 +67,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         .args(&args.program[1..])
         .env("LD_PRELOAD", preload)
         .env(names::LIMIT, limit.to_string())
-        .env(names::DEVICE, &args.device)
+        .env(names::DEVICE, device.to_string())
         .env(names::TREE, path_of(&tree_file))
         .env(names::STATS, &stats_path)
         .env(names::FAULTS, faults)
@@ -181,6 +184,36 @@ pub(crate) fn check_limit(bytes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where pages go, for every process of the tree.
+fn device(args: &RunArgs) -> anyhow::Result<DeviceSpec> {
+    let mut device = args.device.clone();
+    if let Some(path) = &args.spill {
+        if !path.is_dir() {
+            bail!("--spill {}: not a folder", path.display());
+        }
+        let options = FileOptions::default();
+        let path = path.clone();
+        device = match device {
+            DeviceSpec::Zram(codec) => DeviceSpec::Tiered(codec, FileSpec { path, options }),
+            other => bail!("--spill goes with --device zram, not with {other}"),
+        };
+    }
+    if let Some(file) = device.file_mut() {
+        // Each process opens it where it happens to be.
+        file.path = std::path::absolute(&file.path)?;
+        let given = file.path.to_str();
+        if given.is_none_or(|path| path.contains(',')) {
+            bail!(
+                "{}: the name of a file to swap to may hold no comma, and only Unicode",
+                file.path.display()
+            );
+        }
+        // Rather now, in one line, than in every process.
+        drop(SwapFile::new(&file.path, 1024, file.options)?);
+    }
+    Ok(device)
+}
+
 /// The library that is loaded into the program.
 enum Library {
     /// Beside this program, as built or installed.
@@ -290,10 +323,18 @@ fn sum_up(lines: &str, limit: u64, most: u64) {
     let swapping = records
         .iter()
         .filter(|record| record["faults_mode"] != "none");
+    let to_file = match sum("file_written_bytes") {
+        0 => String::new(),
+        written => format!(
+            " ({} MiB to the file, {} MiB from it)",
+            written >> 20,
+            sum("file_read_bytes") >> 20
+        ),
+    };
     // Standard error may be gone.
     let _ = writeln!(
         std::io::stderr(),
-        "userswap: {} process(es), {} swapping; at most {} MiB of {} in memory; {} MiB out, {} MiB in, {} faults, \
+        "userswap: {} process(es), {} swapping; at most {} MiB of {} in memory; {} MiB out, {} MiB in{to_file}, {} faults, \
          {stalled:.2} s stalled",
         records.len(),
         swapping.count(),

@@ -41,9 +41,12 @@ pub enum DeviceError {
     /// Storing this page would save no memory, and the device was told to refuse such pages.
     #[error("the page does not compress")]
     Incompressible,
-    /// What is stored is not what was written.
+    /// What is stored is not what was written: changed, swapped with another page, stale or torn.
     #[error("the stored page is corrupt")]
     Corrupt,
+    /// The device ends before the page: it was cut short.
+    #[error("the device ends before the page")]
+    Short,
     /// The device's own code panicked.
     #[error("the device panicked")]
     Panicked,
@@ -64,6 +67,45 @@ pub struct Usage {
     pub memory_bytes: u64,
     /// Bytes of tables beside the store.
     pub metadata_bytes: u64,
+    /// Pages that lie outside memory: in a file or on a block device.
+    pub file_pages: u64,
+    /// Bytes read from there, all told.
+    pub file_read_bytes: u64,
+    /// Bytes written there, all told.
+    pub file_written_bytes: u64,
+}
+
+/// One of several slots that are read together.
+#[derive(Debug)]
+pub struct SlotRead<'a> {
+    /// The slot.
+    pub slot: u64,
+    /// Where its page goes.
+    pub page: &'a mut PageBytes,
+    /// What became of it, as [`Device::read`] says.
+    pub result: Result<Content, DeviceError>,
+}
+
+impl<'a> SlotRead<'a> {
+    /// A read of `slot` into `page` that has not happened.
+    pub fn new(slot: u64, page: &'a mut PageBytes) -> Self {
+        Self {
+            slot,
+            page,
+            result: Err(DeviceError::Short),
+        }
+    }
+}
+
+/// On which side of a fork a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// It forked.
+    Parent,
+    /// It tried to.
+    Failed,
+    /// It was made.
+    Child,
 }
 
 /// Where swapped pages go: slots of [`PAGE_SIZE`] bytes, numbered from 0.
@@ -103,9 +145,55 @@ pub trait Device: Send + Sync {
     /// What the device holds now. Cheap: a few loads.
     fn usage(&self) -> Usage;
 
+    /// Whether [`Device::read_batch`] is better than single reads.
+    fn batches(&self) -> bool {
+        false
+    }
+
+    /// Reads several slots, each as [`Device::read`] does, and as fit for a signal handler.
+    fn read_batch(&self, reads: &mut [Option<SlotRead<'_>>]) {
+        for read in reads.iter_mut().flatten() {
+            read.result = self.read(read.slot, read.page);
+        }
+    }
+
     /// Gives back memory that lies unused between stored pages. Never called in a signal handler; may run
     /// beside any other use.
     fn compact(&self) {}
+
+    /// Does a bounded piece of work that nobody waits for; `true`: there is more. Never called in a signal
+    /// handler; may run beside any other use.
+    fn tend(&self) -> bool {
+        false
+    }
+
+    /// Whether pages can leave memory here: not only for a smaller place in it.
+    fn leaves_memory(&self) -> bool {
+        false
+    }
+
+    /// The engine's limit is `bytes`: for a device that can choose how much of it to take.
+    fn note_limit(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// The process is about to fork, and the child shall have the slots too. Nobody uses the device until
+    /// [`Device::fork_end`].
+    fn fork_begin(&self) {}
+
+    /// The fork that [`Device::fork_begin`] was for is over. What was in a slot can still be read, on both sides.
+    ///
+    /// # Errors
+    /// In a child: it cannot be given what it needs, and must not go on.
+    fn fork_end(&self, side: Side) -> Result<(), DeviceError> {
+        let _ = side;
+        Ok(())
+    }
+
+    /// Names the descriptors that must stay open.
+    fn descriptors(&self, name: &mut dyn FnMut(i32)) {
+        let _ = name;
+    }
 
     /// Bytes of memory the device takes now: [`Usage::memory_bytes`] and [`Usage::metadata_bytes`].
     fn memory_bytes(&self) -> u64 {

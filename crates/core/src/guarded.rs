@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::device::{Content, Device, DeviceError, PageBytes, Properties, Usage};
+use crate::device::{Content, Device, DeviceError, PageBytes, Properties, Side, SlotRead, Usage};
 
 /// Wraps a device. The panic's own message has been printed by the time the error is returned.
 pub(crate) struct Guarded(pub(crate) Box<dyn Device>);
@@ -60,6 +60,47 @@ impl Device for Guarded {
             device.compact();
             Ok(())
         });
+    }
+
+    fn batches(&self) -> bool {
+        self.0.batches()
+    }
+
+    fn read_batch(&self, reads: &mut [Option<SlotRead<'_>>]) {
+        let done = self.guard(|device| {
+            device.read_batch(reads);
+            Ok(())
+        });
+        if let Err(error) = done {
+            // Which of them were read is not known.
+            for read in reads.iter_mut().flatten() {
+                read.result = Err(error);
+            }
+        }
+    }
+
+    fn tend(&self) -> bool {
+        self.guard(|device| Ok(device.tend())).unwrap_or(false)
+    }
+
+    fn leaves_memory(&self) -> bool {
+        self.0.leaves_memory()
+    }
+
+    fn note_limit(&self, bytes: u64) {
+        self.0.note_limit(bytes);
+    }
+
+    fn fork_begin(&self) {
+        self.0.fork_begin();
+    }
+
+    fn fork_end(&self, side: Side) -> Result<(), DeviceError> {
+        self.guard(|device| device.fork_end(side))
+    }
+
+    fn descriptors(&self, name: &mut dyn FnMut(i32)) {
+        self.0.descriptors(name);
     }
 
     fn memory_bytes(&self) -> u64 {

@@ -5,6 +5,7 @@
 use std::sync::{Arc, PoisonError, TryLockError};
 
 use crate::device::{PAGE_SIZE, PageBytes};
+use crate::mask::bit;
 use crate::page_table::CHUNK_PAGES;
 use crate::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
 use crate::swap::{FaultError, Mm, Swap, Way};
@@ -122,6 +123,22 @@ impl Frames for SoftFrames {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner),
         )
+    }
+
+    fn fill_all<R>(
+        &self,
+        block: Block,
+        mask: u64,
+        fill: impl FnOnce([Option<&mut PageBytes>; CHUNK_PAGES]) -> R,
+    ) -> R {
+        let mut pages: [_; CHUNK_PAGES] = std::array::from_fn(|index| {
+            (mask & bit(index) != 0).then(|| {
+                self.page(Frame { block, index })
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner)
+            })
+        });
+        fill(pages.each_mut().map(|page| page.as_deref_mut()))
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::device::PageBytes;
+use crate::page_table::CHUNK_PAGES;
 
 /// A block of frames.
 pub type Block = u32;
@@ -67,6 +68,14 @@ pub trait Frames: Sync {
     /// Lets `fill` write the page in `frame`. The caller took the block for [`Purpose::Read`] and has
     /// shown the frame to nobody who could use it (in the cache its page is locked).
     fn fill<R>(&self, frame: Frame, fill: impl FnOnce(&mut PageBytes) -> R) -> R;
+
+    /// [`Frames::fill`] for the frames of `block` in `mask` together; the others are `None`.
+    fn fill_all<R>(
+        &self,
+        block: Block,
+        mask: u64,
+        fill: impl FnOnce([Option<&mut PageBytes>; CHUNK_PAGES]) -> R,
+    ) -> R;
 }
 
 /// A range of pages that programs access. All calls are made under the lock of the pages' chunk.
@@ -146,5 +155,14 @@ impl<F: Frames + Send> Frames for Arc<F> {
 
     fn fill<R>(&self, frame: Frame, fill: impl FnOnce(&mut PageBytes) -> R) -> R {
         (**self).fill(frame, fill)
+    }
+
+    fn fill_all<R>(
+        &self,
+        block: Block,
+        mask: u64,
+        fill: impl FnOnce([Option<&mut PageBytes>; CHUNK_PAGES]) -> R,
+    ) -> R {
+        (**self).fill_all(block, mask, fill)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::area::SwapArea;
 use crate::bug;
-use crate::device::{Content, DeviceError};
+use crate::device::{Content, DeviceError, SlotRead};
 use crate::entry::SwapEntry;
 use crate::mask::{bit, filter, indices, run, runs};
 use crate::page_table::{CHUNK_PAGES, LockedChunk, Pte, PteState, split};
@@ -347,11 +347,16 @@ impl<F: Frames> Swap<F> {
         way: Way,
     ) -> Result<(), DeviceError> {
         let mut failed = 0;
+        let mut together = (area.device().batches() && batch.mask.count_ones() > 1)
+            .then(|| self.read_together(area, block, batch));
         for i in indices(batch.mask) {
             let slot = batch.entries[i].offset();
             step::at(Step::ReadDevice);
-            let content = self.frames().fill(Frame { block, index: i }, |page| {
-                area.device().read(slot, page)
+            let read = together.as_mut().and_then(|results| results[i].take());
+            let content = read.unwrap_or_else(|| {
+                self.frames().fill(Frame { block, index: i }, |page| {
+                    area.device().read(slot, page)
+                })
             });
             match content {
                 Ok(Content::Bytes) => {}
@@ -374,6 +379,25 @@ impl<F: Frames> Swap<F> {
             };
         }
         Ok(())
+    }
+
+    /// Has the device read the whole batch at once.
+    fn read_together(
+        &self,
+        area: &SwapArea,
+        block: Block,
+        batch: &Batch,
+    ) -> [Option<Result<Content, DeviceError>>; CHUNK_PAGES] {
+        self.frames().fill_all(block, batch.mask, |pages| {
+            let mut index = 0;
+            let mut reads = pages.map(|page| {
+                let slot = batch.entries[index].offset();
+                index += 1;
+                page.map(|page| SlotRead::new(slot, page))
+            });
+            area.device().read_batch(&mut reads);
+            reads.map(|read| read.map(|read| read.result))
+        })
     }
 
     /// Gives back what [`Swap::claim`] took for the pages in `mask`: the one place where the pins of

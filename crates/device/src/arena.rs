@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
-use userswap_core::device::{DeviceError, PAGE_SIZE};
+use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes};
 use userswap_sys::own;
 
 /// An anonymous, private mapping that takes no memory until it is written.
@@ -109,6 +109,24 @@ impl Mapping {
         // SAFETY: `at` checked the range, and the caller alone uses it, so it cannot overlap
         // `bytes`, which others may read.
         unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// The page at `offset`, to change.
+    ///
+    /// # Safety
+    /// Nobody else may use the page while the reference lives.
+    #[expect(clippy::mut_from_ref, reason = "the caller keeps others away")]
+    pub(crate) unsafe fn page_mut(&self, offset: usize) -> &mut PageBytes {
+        let page = self.at(offset, PAGE_SIZE).cast::<PageBytes>();
+        // SAFETY: `at` checked the range; any bytes are a page, and mapped memory is always initialised; the
+        // caller alone uses it.
+        unsafe { &mut *page }
+    }
+
+    /// Keeps the mapping in memory: the system never writes it to its own swap.
+    fn lock(&self) -> Result<(), DeviceError> {
+        // SAFETY: locking changes neither what the bytes are nor where.
+        unsafe { mm::mlock(self.base.as_ptr().cast(), self.len) }.map_err(refused)
     }
 
     /// The bytes of a range.
@@ -248,6 +266,54 @@ impl<T> Drop for Table<T> {
     }
 }
 
+/// A value in memory that is locked, left out of core dumps, and overwritten when it goes.
+#[derive(Debug)]
+pub(crate) struct Secret<T>(Table<T>);
+
+impl<T> Secret<T> {
+    /// Puts what `make` makes there. A copy may stay below the stack pointer: see [`scrub_stack`].
+    pub(crate) fn new(make: impl FnOnce() -> T) -> Result<Self, DeviceError> {
+        const { assert!(!needs_drop::<T>()) };
+        let mut table = Table::reserve(1)?;
+        table.mapping.lock()?;
+        // SAFETY: the mapping has room for one item, is aligned for it, and holds none yet.
+        unsafe { table.items.write(make()) };
+        table.len = 1;
+        scrub_stack();
+        Ok(Self(table))
+    }
+
+    /// Locks it in memory again: a child of fork gets a copy that is not locked.
+    pub(crate) fn lock_again(&self) -> Result<(), DeviceError> {
+        self.0.mapping.lock()
+    }
+}
+
+impl<T> Deref for Secret<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0[0]
+    }
+}
+
+impl<T> Drop for Secret<T> {
+    fn drop(&mut self) {
+        let bytes = self.0.mapping.base().as_ptr();
+        for offset in 0..self.0.mapping.len() {
+            // SAFETY: within the mapping, which nobody uses any more; volatile, so that it is done although nobody
+            // reads it.
+            unsafe { bytes.add(offset).write_volatile(0) };
+        }
+    }
+}
+
+/// Overwrites the stack below the caller, where copies of a secret may lie.
+#[inline(never)]
+pub(crate) fn scrub_stack() {
+    std::hint::black_box(&mut [0u8; 16 << 10]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,6 +348,20 @@ mod tests {
         assert_eq!(std::sync::Arc::strong_count(&item), 11);
         drop(table);
         assert_eq!(std::sync::Arc::strong_count(&item), 1);
+    }
+
+    #[test]
+    fn a_secret_is_locked_and_goes_with_its_mapping() {
+        let secret = Secret::new(|| [7u64; 4]).unwrap();
+        assert_eq!(*secret, [7; 4]);
+        let at = format!("{:x}-", secret.0.mapping.base().as_ptr() as usize);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let entry = smaps.split(&at).nth(1).expect("the mapping is listed");
+        let flags = entry
+            .lines()
+            .find(|line| line.starts_with("VmFlags:"))
+            .unwrap();
+        assert!(flags.contains(" lo ") && flags.contains(" dd "), "{flags}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Pages that are one machine word repeated: freshly zeroed, poisoned or filled memory.
 
-use userswap_core::device::PageBytes;
+use userswap_core::device::{Content, PageBytes};
 
 const WORD: usize = size_of::<u64>();
 /// Words looked at together: wide enough for vector instructions, small enough to give up early.
@@ -33,6 +33,15 @@ pub(crate) fn fill(page: &mut PageBytes, value: u64) {
     for bytes in page.chunks_exact_mut(WORD) {
         bytes.copy_from_slice(&value.to_ne_bytes());
     }
+}
+
+/// Makes `page` repeat `value`, unless that is zeros, which need not be written.
+pub(crate) fn repeated(value: u64, page: &mut PageBytes) -> Content {
+    if value == 0 {
+        return Content::Zeros;
+    }
+    fill(page, value);
+    Content::Bytes
 }
 
 fn word(bytes: &[u8]) -> u64 {

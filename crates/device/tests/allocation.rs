@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use content::{Numbers, PAGE};
 use userswap_core::device::Device;
-use userswap_device::{Codec, Ram, Zram, ZramOptions};
+use userswap_device::{Codec, File, FileOptions, Ram, Zram, ZramOptions};
 
 thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
@@ -110,10 +110,16 @@ fn devices_do_not_allocate() {
         memory_limit: Some(1 << 20),
         ..ZramOptions::default()
     };
-    let devices: [Box<dyn Device>; 3] = [
+    let folder = tempfile::tempdir().unwrap();
+    let small = FileOptions {
+        size: Some(500 * PAGE as u64),
+        ..FileOptions::default()
+    };
+    let devices: [Box<dyn Device>; 4] = [
         Box::new(Ram::new(1024, Duration::ZERO).unwrap()),
         Box::new(Zram::new(1024, options(Codec::Lz4)).unwrap()),
         Box::new(Zram::new(1024, options(Codec::Zstd)).unwrap()),
+        Box::new(File::new(folder.path(), 1024, small).unwrap()),
     ];
     for device in devices {
         // From the very first use, on a thread that has used none before.

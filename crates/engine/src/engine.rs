@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use userswap_core::device::{Device, PAGE_SIZE};
 use userswap_core::{Swap, Way};
-use userswap_device::{Ram, Zram, ZramOptions};
+use userswap_device::{File, Ram, Tiered, Zram, ZramOptions};
 use userswap_sys::signals::{Blocked, Stack};
 use userswap_sys::uffd::{Open, OpenError, Uffd};
 use userswap_sys::{cpu, host};
@@ -176,6 +176,9 @@ impl EngineBuilder {
         let swap = Swap::new(frames, self.way);
         #[cfg(feature = "break-rules")]
         let swap = Swap::with_rules(frames, self.way, self.rules);
+        if let Some(limit) = self.limit {
+            device.note_limit(limit);
+        }
         swap.add_area(device).expect("the first area has a number");
         // The stack of a thread of the program may be swapped out itself.
         let stack = if process && mode == FaultMode::Inline {
@@ -273,16 +276,22 @@ impl PoolSize {
 fn make_device(spec: &DeviceSpec, area: u64, limited: bool) -> Result<Box<dyn Device>, Error> {
     let slots = area / PAGE_SIZE as u64;
     let failed = |error| Error::Device { bytes: area, error };
-    Ok(match *spec {
-        DeviceSpec::Ram { read_delay } => Box::new(Ram::new(slots, read_delay).map_err(failed)?),
-        DeviceSpec::Zram(codec) => {
-            let options = ZramOptions {
-                codec,
-                // Under a limit, a page that saves nothing in the store had better stay in memory.
-                refuse_incompressible: limited,
-                ..ZramOptions::default()
-            };
-            Box::new(Zram::new(slots, options).map_err(failed)?)
+    let zram = |codec, refuse_incompressible| {
+        let options = ZramOptions {
+            codec,
+            refuse_incompressible,
+            ..ZramOptions::default()
+        };
+        Zram::new(slots, options).map_err(failed)
+    };
+    Ok(match spec {
+        DeviceSpec::Ram { read_delay } => Box::new(Ram::new(slots, *read_delay).map_err(failed)?),
+        // Under a limit, a page that saves nothing in the store had better stay in memory.
+        DeviceSpec::Zram(codec) => Box::new(zram(*codec, limited)?),
+        DeviceSpec::File(file) => Box::new(File::new(&file.path, slots, file.options)?),
+        DeviceSpec::Tiered(codec, file) => {
+            let below = File::new(&file.path, slots, file.options)?;
+            Box::new(Tiered::new(zram(*codec, true)?, below).map_err(failed)?)
         }
     })
 }

@@ -29,8 +29,16 @@ pub enum Error {
     #[error("this engine was built without a limit: build one with `limit`")]
     NoLimit,
     /// A device name nobody knows.
-    #[error("unknown device `{0}`: use zram, zram:zstd or ram")]
+    #[error("unknown device `{0}`: use zram, zram:zstd, ram, file:PATH or zram,file:PATH")]
     UnknownDevice(String),
+    /// An option of a file that nobody knows.
+    #[error(
+        "`{0}`: a file to swap to is file:PATH[,encrypt=off][,size=SIZE][,overwrite=on][,io_uring=off]"
+    )]
+    FileOption(String),
+    /// A file cannot be swapped to.
+    #[error(transparent)]
+    File(#[from] userswap_device::FileError),
     /// A fault mode nobody knows.
     #[error("unknown fault mode `{0}`: use auto, inline or thread")]
     FaultMode(String),
@@ -39,6 +47,12 @@ pub enum Error {
     Device {
         /// Bytes of the area.
         bytes: u64,
+        /// What the device said.
+        error: userswap_core::device::DeviceError,
+    },
+    /// A child of fork cannot use the device.
+    #[error("the swap device cannot be used after a fork: {error}")]
+    DeviceInChild {
         /// What the device said.
         error: userswap_core::device::DeviceError,
     },

@@ -351,4 +351,17 @@ impl Frames for FramePool {
         // frame has memory.
         fill(unsafe { &mut *(self.address(frame) as *mut PageBytes) })
     }
+
+    fn fill_all<R>(
+        &self,
+        block: Block,
+        mask: u64,
+        fill: impl FnOnce([Option<&mut PageBytes>; CHUNK_PAGES]) -> R,
+    ) -> R {
+        fill(std::array::from_fn(|index| {
+            let address = self.address(Frame { block, index });
+            // SAFETY: as in `fill`, for each frame in `mask`; they are different frames.
+            (mask & mask::bit(index) != 0).then(|| unsafe { &mut *(address as *mut PageBytes) })
+        }))
+    }
 }

@@ -53,9 +53,9 @@ pub use process::Process;
 pub use region::{Advice, Pin, Region};
 #[doc(hidden)]
 pub use spec::Policy;
-pub use spec::{Codec, DeviceSpec, FaultAround, FaultMode};
+pub use spec::{Codec, DeviceSpec, FaultAround, FaultMode, FileOptions, FileSpec};
 pub use stats::Stats;
 pub use userswap_core::device::{
-    Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Usage,
+    Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Side, SlotRead, Usage,
 };
 pub use userswap_core::{FaultError, ForkError, Way};

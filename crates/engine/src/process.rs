@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use userswap_core::PinResult;
-use userswap_core::device::PAGE_SIZE;
+use userswap_core::device::{PAGE_SIZE, Side};
 use userswap_core::mask;
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_sys::Errno;
@@ -111,7 +111,7 @@ impl Process {
             let _blocked = Blocked::new();
             shared.lower_to(bytes);
         } else if bytes > before {
-            shared.budget.set_limit(bytes);
+            shared.set_limit(bytes);
         }
         if self.retired.load(Ordering::SeqCst) {
             shared.budget.set_limit(NO_LIMIT);
@@ -120,12 +120,17 @@ impl Process {
 
     /// Descriptors that must stay open.
     #[must_use]
-    pub fn descriptors(&self) -> [i32; 3] {
-        [
+    pub fn descriptors(&self) -> Vec<i32> {
+        let mut numbers = vec![
             self.shared.uffd.number(),
             self.shared.swap.frames().uffd().number(),
             self.shared.bell_number.load(Ordering::Relaxed),
-        ]
+        ];
+        for area in self.shared.swap.areas() {
+            area.device()
+                .descriptors(&mut |number| numbers.push(number));
+        }
+        numbers
     }
 
     /// Leaves `range` to the system again, whatever was taken on of it: for memory that is to behave in ways that cannot
@@ -351,6 +356,9 @@ impl Process {
         let changes = self.changes_write();
         let change = self.shared.moving.close();
         change.settle();
+        for area in self.shared.swap.areas() {
+            area.device().fork_begin();
+        }
         *lock(&self.forking) = Some(Forking {
             changes,
             change,
@@ -358,21 +366,21 @@ impl Process {
         });
     }
 
-    /// After a fork, or one that failed. In the child, swapped memory works when this returns, in the thread
+    /// After a fork, or one that failed, on `side`. In the child, swapped memory works when this returns, in the thread
     /// that touches it; [`Process::start_threads`] follows when threads can be started.
     ///
     /// # Errors
     /// In the child, when it cannot be given swapped memory of its own: it must not go on.
-    pub fn fork_end(&'static self, child: bool) -> Result<(), Error> {
+    pub fn fork_end(&'static self, side: Side) -> Result<(), Error> {
         let Some(forking) = lock(&self.forking).take() else {
             return Ok(());
         };
-        let result = if child {
+        let child = side == Side::Child;
+        let mut result = self.end_fork_of_devices(side);
+        if child {
             forking.change.inherit();
-            self.become_child()
-        } else {
-            Ok(())
-        };
+            result = result.and_then(|()| self.become_child());
+        }
         let Forking {
             change,
             changes,
@@ -385,6 +393,15 @@ impl Process {
             signals::open_faults();
         }
         result
+    }
+
+    fn end_fork_of_devices(&self, side: Side) -> Result<(), Error> {
+        for area in self.shared.swap.areas() {
+            area.device()
+                .fork_end(side)
+                .map_err(|error| Error::DeviceInChild { error })?;
+        }
+        Ok(())
     }
 
     fn become_child(&self) -> Result<(), Error> {

@@ -165,16 +165,21 @@ impl Shared {
         self.budget.force(pages);
         if first {
             let limit = self.budget.limit().unwrap_or(u64::MAX);
+            let advice = if self.swap.areas().any(|area| area.device().leaves_memory()) {
+                ""
+            } else {
+                ". A file takes what memory does not: --device zram,file:FOLDER (or, for `run`, --spill FOLDER)"
+            };
             stderr_line(format_args!(
                 "userswap: the limit of {limit} bytes cannot be held: what is in memory does not compress, is pinned, or \
-                 the swap area is full; nothing is lost, memory use goes over the limit"
+                 the swap area is full; nothing is lost, memory use goes over the limit{advice}"
             ));
         }
     }
 
     /// Makes `limit` the limit, and room until it holds or nothing more can be done now.
     pub(crate) fn lower_to(&self, limit: u64) {
-        self.budget.set_limit(limit);
+        self.set_limit(limit);
         // As many as make room for a charge: twice round every chunk, and some.
         let mut steps = 64 + 2 * self.chunks();
         while steps > 0 && self.used_bytes() > limit {
@@ -187,6 +192,7 @@ impl Shared {
             match step {
                 Step::Worked => {}
                 Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
+                Step::InVain | Step::Nothing if self.tend() => {}
                 Step::InVain | Step::Nothing => break,
             }
         }
@@ -454,16 +460,31 @@ impl Shared {
         while self.reclaimer.wait() {
             inject::pass(inject::Thread::Reclaimer);
             while self.budget.level(self.used_bytes()) != Level::Roomy {
-                let _inside = self.moving.enter();
-                match self.reclaim_step() {
+                let step = {
+                    let _inside = self.moving.enter();
+                    self.reclaim_step()
+                };
+                // A store that grows passes pages on in the same measure.
+                let tended = self.tend();
+                match step {
                     Step::Worked => {}
+                    Step::InVain | Step::OthersAtWork | Step::Nothing if tended => {}
                     Step::InVain | Step::OthersAtWork | Step::Nothing => break,
                 }
             }
+            while self.tend() {}
             let _inside = self.moving.enter();
             self.budget.made_room(self.used_bytes());
             self.compact_store();
         }
+    }
+
+    /// Has the devices do a piece of what nobody waits for; `true`: there is more. Not in a signal handler.
+    fn tend(&self) -> bool {
+        // Piece by piece: a change of the address space may be waiting.
+        let _inside = self.moving.enter();
+        let tended = self.swap.areas().map(|area| area.device().tend());
+        tended.fold(false, |more, one| more | one)
     }
 
     /// Has the store give memory back if much of it holds nothing: pages that were freed here and there

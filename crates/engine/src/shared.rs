@@ -417,6 +417,14 @@ impl Shared {
         areas.map(|area| area.device().memory_bytes()).sum()
     }
 
+    /// The limit is `bytes` from now on, in bytes.
+    pub(crate) fn set_limit(&self, bytes: u64) {
+        self.budget.set_limit(bytes);
+        for area in self.swap.areas() {
+            area.device().note_limit(bytes);
+        }
+    }
+
     fn metadata_bytes(&self) -> u64 {
         self.swap.areas().map(|area| area.metadata_bytes()).sum()
     }
@@ -451,6 +459,9 @@ impl Shared {
             stats.swapped_bytes += area.used() * PAGE_SIZE as u64;
             stats.stored_bytes += usage.stored_bytes;
             stats.store_memory_bytes += usage.memory_bytes;
+            stats.file_bytes += usage.file_pages * PAGE_SIZE as u64;
+            stats.file_read_bytes += usage.file_read_bytes;
+            stats.file_written_bytes += usage.file_written_bytes;
         }
         // Other threads work on: the store may have shrunk or grown since it was asked.
         stats.overhead_bytes = self.other_bytes().saturating_sub(stats.store_memory_bytes);

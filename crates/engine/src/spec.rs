@@ -1,9 +1,11 @@
 //! What an engine is made of, as users write it.
 
+use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-pub use userswap_device::Codec;
+pub use userswap_device::{Codec, FileOptions};
 
 use crate::Error;
 
@@ -80,7 +82,8 @@ impl FaultAround {
     }
 }
 
-/// A device that the engine makes itself. Parsed from `zram`, `zram:lz4`, `zram:zstd` and `ram`.
+/// A device that the engine makes itself. Parsed from `zram`, `zram:lz4`, `zram:zstd`, `ram`, `file:PATH` and
+/// `zram,file:PATH`; options of a file follow its path, such as `file:PATH,encrypt=off,size=8G`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceSpec {
     /// Compressed memory.
@@ -91,21 +94,139 @@ pub enum DeviceSpec {
         /// Added to every read.
         read_delay: Duration,
     },
+    /// A file or block device.
+    File(FileSpec),
+    /// Compressed memory, and a file below it for what is old, does not fit or does not compress.
+    Tiered(Codec, FileSpec),
+}
+
+/// A file to swap to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSpec {
+    /// A folder, in which a file is made that never has a name; a path where nothing is, as if its folder had been named;
+    /// or, with [`FileOptions::overwrite`], a file or block device.
+    pub path: PathBuf,
+    /// How it is used.
+    pub options: FileOptions,
+}
+
+impl DeviceSpec {
+    /// The file it has, if any.
+    #[must_use]
+    pub fn file_mut(&mut self) -> Option<&mut FileSpec> {
+        match self {
+            Self::File(file) | Self::Tiered(_, file) => Some(file),
+            Self::Zram(_) | Self::Ram { .. } => None,
+        }
+    }
 }
 
 impl FromStr for DeviceSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "zram" | "zram:lz4" => Ok(Self::Zram(Codec::Lz4)),
-            "zram:zstd" => Ok(Self::Zram(Codec::Zstd)),
-            "ram" => Ok(Self::Ram {
-                read_delay: Duration::ZERO,
-            }),
-            _ => Err(Error::UnknownDevice(text.to_owned())),
+        if let Some(file) = text.strip_prefix("file:") {
+            return file.parse().map(Self::File);
+        }
+        let (name, below) = text
+            .split_once(',')
+            .map_or((text, None), |(name, below)| (name, Some(below)));
+        let codec = match name {
+            "zram" | "zram:lz4" => Codec::Lz4,
+            "zram:zstd" => Codec::Zstd,
+            "ram" if below.is_none() => {
+                return Ok(Self::Ram {
+                    read_delay: Duration::ZERO,
+                });
+            }
+            _ => return Err(Error::UnknownDevice(text.to_owned())),
+        };
+        match below.map(|below| below.strip_prefix("file:")) {
+            None => Ok(Self::Zram(codec)),
+            Some(Some(file)) => Ok(Self::Tiered(codec, file.parse()?)),
+            Some(None) => Err(Error::UnknownDevice(text.to_owned())),
         }
     }
+}
+
+impl FromStr for FileSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut parts = text.split(',');
+        let path = parts.next().unwrap_or_default();
+        let mut options = FileOptions::default();
+        if path.is_empty() {
+            return Err(Error::FileOption(format!("file:{text}")));
+        }
+        for part in parts {
+            let unknown = || Error::FileOption(part.to_owned());
+            let on = || match part.split_once('=') {
+                Some((_, "on")) => Ok(true),
+                Some((_, "off")) => Ok(false),
+                _ => Err(unknown()),
+            };
+            match part.split_once('=').ok_or_else(unknown)? {
+                ("encrypt", _) => options.encrypt = on()?,
+                ("overwrite", _) => options.overwrite = on()?,
+                ("io_uring", _) => options.io_uring = on()?,
+                ("size", size) => options.size = Some(bytes(size).ok_or_else(unknown)?),
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(Self {
+            path: path.into(),
+            options,
+        })
+    }
+}
+
+/// As it is parsed.
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let zram = |codec: &Codec| match codec {
+            Codec::Lz4 => "zram",
+            Codec::Zstd => "zram:zstd",
+        };
+        match self {
+            Self::Zram(codec) => f.write_str(zram(codec)),
+            Self::Ram { .. } => f.write_str("ram"),
+            Self::File(file) => file.fmt(f),
+            Self::Tiered(codec, file) => write!(f, "{},{file}", zram(codec)),
+        }
+    }
+}
+
+impl fmt::Display for FileSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FileOptions {
+            encrypt,
+            size,
+            overwrite,
+            io_uring,
+        } = self.options;
+        write!(f, "file:{}", self.path.display())?;
+        let options = [
+            (!encrypt, "encrypt=off"),
+            (overwrite, "overwrite=on"),
+            (!io_uring, "io_uring=off"),
+        ];
+        for (_, option) in options.iter().filter(|(given, _)| *given) {
+            write!(f, ",{option}")?;
+        }
+        size.map_or(Ok(()), |size| write!(f, ",size={size}"))
+    }
+}
+
+/// A size with K, M or G, powers of 1024.
+fn bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' | b'k' => (&text[..text.len() - 1], 10),
+        b'M' | b'm' => (&text[..text.len() - 1], 20),
+        b'G' | b'g' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]
@@ -132,5 +253,38 @@ mod tests {
             "{refused}"
         );
         assert!("fast".parse::<FaultMode>().is_err());
+    }
+
+    #[test]
+    fn files_and_tiers_are_parsed_with_their_options() {
+        for text in [
+            "zram",
+            "zram:zstd",
+            "ram",
+            "file:/a/b",
+            "zram,file:/a",
+            "zram:zstd,file:x,encrypt=off,overwrite=on,io_uring=off,size=4096",
+        ] {
+            let spec: DeviceSpec = text.parse().unwrap();
+            assert_eq!(spec.to_string(), text);
+        }
+        let mut spec: DeviceSpec = "zram:lz4,file:a/b,size=2G,encrypt=on".parse().unwrap();
+        let file = spec.file_mut().unwrap();
+        assert_eq!(file.path, PathBuf::from("a/b"));
+        assert!(file.options.encrypt && !file.options.overwrite);
+        assert_eq!(file.options.size, Some(2 << 30));
+        for (text, named) in [
+            ("file:", "file:"),
+            ("file:,encrypt=off", "file:"),
+            ("file:a,encrypt", "encrypt"),
+            ("file:a,encrypt=maybe", "encrypt=maybe"),
+            ("file:a,colour=red", "colour=red"),
+            ("file:a,size=99999999999G", "size=99999999999G"),
+            ("zram,zram", "zram,zram"),
+            ("ram,file:a", "ram,file:a"),
+        ] {
+            let refused = text.parse::<DeviceSpec>().unwrap_err().to_string();
+            assert!(refused.contains(named), "{text}: {refused}");
+        }
     }
 }

@@ -20,6 +20,12 @@ pub struct Stats {
     pub stored_bytes: u64,
     /// Bytes of memory the store takes for them.
     pub store_memory_bytes: u64,
+    /// Bytes of the regions that lie outside memory, in a file or on a block device.
+    pub file_bytes: u64,
+    /// Bytes read from there.
+    pub file_read_bytes: u64,
+    /// Bytes written there.
+    pub file_written_bytes: u64,
     /// Bytes of memory beside resident pages and the store: staged pages, frames kept for reuse,
     /// scratch space and tables.
     pub overhead_bytes: u64,

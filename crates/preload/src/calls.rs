@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_long};
-use userswap::Process;
+use userswap::{Process, Side};
 use userswap_hook::{Bypass, Call, Decision, Handlers};
 use userswap_sys::PAGE_SIZE;
 use userswap_sys::ranges::Ranges;
@@ -133,7 +133,11 @@ impl Handlers for Calls {
         // Its arguments may be gone by now: a new thread comes here, too.
         if let Some(child) = side {
             crate::OWN.release();
-            forked(child);
+            forked(match (child, result) {
+                (true, _) => Side::Child,
+                (false, 0..) => Side::Parent,
+                (false, _) => Side::Failed,
+            });
         }
         let brings_code = [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect];
         if brings_code.contains(&(call.nr as c_long))
@@ -356,17 +360,17 @@ fn is_fork(call: &Call) -> bool {
     flags & libc::CLONE_VM as usize == 0
 }
 
-fn forked(child: bool) {
+fn forked(side: Side) {
     monitor::release();
     monitor::shares_memory();
-    if child {
+    if side == Side::Child {
         state::only_this_thread();
         exit::belongs_to_this_process();
     }
     let Some(process) = state::engine() else {
         return;
     };
-    if let Err(error) = process.fork_end(child) {
+    if let Err(error) = process.fork_end(side) {
         userswap_sys::signals::stderr_line(format_args!(
             "userswap: a child process cannot be given its swapped memory ({error}); ending it"
         ));

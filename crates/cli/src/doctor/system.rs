@@ -19,7 +19,34 @@ pub(super) fn description() -> String {
 }
 
 pub(super) fn readings() -> Vec<Reading> {
-    vec![huge_pages(), swap(), zram()]
+    vec![huge_pages(), swap(), zram(), io_uring(), encryption()]
+}
+
+fn io_uring() -> Reading {
+    const NAME: &str = "io_uring";
+    match userswap_device::io_uring_refused() {
+        None => Reading::ok(NAME, "works: requests to files go many at a time"),
+        Some(errno) => Reading::limited(
+            NAME,
+            format!("refused ({errno}): requests to files go one by one"),
+            "look at the sysctl kernel.io_uring_disabled and at the container's seccomp profile",
+        ),
+    }
+}
+
+fn encryption() -> Reading {
+    const NAME: &str = "encryption";
+    match userswap_device::key_refused() {
+        None => Reading::ok(
+            NAME,
+            "pages in files are encrypted, the key is in locked memory",
+        ),
+        Some(error) => Reading::missing(
+            NAME,
+            format!("no memory can be locked for a key: {error}"),
+            "raise RLIMIT_MEMLOCK (ulimit -l), or use files with encrypt=off",
+        ),
+    }
 }
 
 fn huge_pages() -> Reading {

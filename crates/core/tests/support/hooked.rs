@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use userswap_core::device::PageBytes;
+use userswap_core::page_table::CHUNK_PAGES;
 use userswap_core::soft::{SoftFrames, SoftSpace};
 use userswap_core::space::{AddressSpace, Block, Frame, Frames, Purpose, SpaceError};
 use userswap_core::{Mm, Swap};
@@ -50,6 +51,15 @@ impl Frames for HookedFrames {
 
     fn fill<R>(&self, frame: Frame, fill: impl FnOnce(&mut PageBytes) -> R) -> R {
         self.frames.fill(frame, fill)
+    }
+
+    fn fill_all<R>(
+        &self,
+        block: Block,
+        mask: u64,
+        fill: impl FnOnce([Option<&mut PageBytes>; CHUNK_PAGES]) -> R,
+    ) -> R {
+        self.frames.fill_all(block, mask, fill)
     }
 }
 

@@ -14,7 +14,6 @@
 //! Lock order: a compression context, or a slot; then a shard of the store; then its pool. A
 //! decompression context is taken under a slot's lock and nothing is taken under it.
 
-mod table;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -28,8 +27,8 @@ use crate::arena::refused;
 use crate::codec::{Codec, Contexts};
 use crate::cpu::{self, Counters};
 use crate::same;
+use crate::slots::{Locked, Slots};
 use crate::store::{Release, Store};
-use table::Slots;
 use word::{Stored, WIDE_BYTES, Word};
 
 /// How a [`Zram`] is to work.
@@ -64,7 +63,7 @@ impl Default for ZramOptions {
 ///
 /// A write that fails leaves the slot as it was: what it held can still be read.
 pub struct Zram {
-    slots: Slots,
+    slots: Slots<Word>,
     store: Store,
     contexts: Contexts,
     /// Bytes the contexts take: asked for once, since asking takes their locks.
@@ -215,13 +214,20 @@ impl Zram {
     }
 
     fn read_object(&self, slot: usize, page: &mut PageBytes) -> Result<Content, DeviceError> {
-        let locked = self.slots.lock(slot);
+        self.read_locked(&self.slots.lock(slot), page)
+    }
+
+    fn read_locked(
+        &self,
+        locked: &Locked<'_, Word>,
+        page: &mut PageBytes,
+    ) -> Result<Content, DeviceError> {
         let stored = locked.word().stored();
         // SAFETY (all three): the slot names the object and is locked until the end of this
         // function, so nobody frees the object before.
         match stored {
             Stored::Empty => return Ok(Content::Zeros),
-            Stored::Same(value) => return Ok(repeated(value, page)),
+            Stored::Same(value) => return Ok(same::repeated(value, page)),
             Stored::Wide(handle) => {
                 // SAFETY: as above.
                 let bytes = unsafe { self.store.bytes(handle, WIDE_BYTES) };
@@ -244,14 +250,61 @@ impl Zram {
         }
         Ok(Content::Bytes)
     }
-}
 
-fn repeated(value: u64, page: &mut PageBytes) -> Content {
-    if value == 0 {
-        return Content::Zeros;
+    /// As [`Device::read`], but `None` where the slot holds nothing: the page may be elsewhere.
+    pub(crate) fn read_held(
+        &self,
+        slot: u64,
+        page: &mut PageBytes,
+    ) -> Option<Result<Content, DeviceError>> {
+        let slot = match self.index(slot) {
+            Ok(slot) => slot,
+            Err(error) => return Some(Err(error)),
+        };
+        if self.slots.peek(slot) == Some(Word::EMPTY) {
+            return None;
+        }
+        let locked = self.slots.lock(slot);
+        (locked.word() != Word::EMPTY).then(|| self.read_locked(&locked, page))
     }
-    same::fill(page, value);
-    Content::Bytes
+
+    /// Hands the page of a slot whose object takes memory to `take`, by way of `page`, and drops it here. `false`: there
+    /// is none. For others it is one step: they find the page here before, and where `take` puts it
+    /// afterwards.
+    pub(crate) fn move_out(
+        &self,
+        slot: u64,
+        page: &mut PageBytes,
+        take: impl FnOnce(&PageBytes),
+    ) -> bool {
+        let takes_memory =
+            |word: Word| matches!(word.stored(), Stored::Packed(..) | Stored::Page(_));
+        let Ok(slot) = self.index(slot) else {
+            return false;
+        };
+        if self
+            .slots
+            .peek(slot)
+            .is_some_and(|word| !takes_memory(word))
+        {
+            return false;
+        }
+        let mut locked = self.slots.lock(slot);
+        let old = locked.word();
+        if !takes_memory(old) || self.read_locked(&locked, page).is_err() {
+            return false;
+        }
+        take(page);
+        locked.set(Word::EMPTY);
+        let release = match old.stored() {
+            Stored::Packed(handle, _) | Stored::Page(handle) => self.store.free(handle),
+            _ => None,
+        };
+        drop(locked);
+        self.count(cpu::current(), old, -1);
+        self.finish(release);
+        true
+    }
 }
 
 impl Device for Zram {
@@ -284,7 +337,7 @@ impl Device for Zram {
         let slot = self.index(slot)?;
         match self.slots.peek(slot).map(Word::stored) {
             Some(Stored::Empty) => Ok(Content::Zeros),
-            Some(Stored::Same(value)) => Ok(repeated(value, page)),
+            Some(Stored::Same(value)) => Ok(same::repeated(value, page)),
             _ => self.read_object(slot, page),
         }
     }
@@ -315,6 +368,7 @@ impl Device for Zram {
             stored_bytes: self.counters.total(STORED_BYTES),
             memory_bytes: self.store.resident_bytes(),
             metadata_bytes: self.metadata_bytes(),
+            ..Usage::default()
         }
     }
 

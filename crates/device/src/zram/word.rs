@@ -22,9 +22,9 @@
 //! L is the slot's lock. Whoever holds it may change the word and free or move the object; nobody
 //! else may do either. To read an object, hold it; to read a word without an object, one load does.
 
+use crate::slots::SlotWord;
 use crate::store::Handle;
 
-const LOCK: u64 = 1;
 const STATE_SHIFT: u32 = 1;
 const STATE_MASK: u64 = 7;
 const VALUE_SHIFT: u32 = 4;
@@ -114,20 +114,15 @@ impl Word {
             _ => unreachable!("no word is made with this state"),
         }
     }
+}
 
-    /// From what is in the table; nothing while it is locked.
-    pub(super) fn unlocked(raw: u64) -> Option<Self> {
-        (raw & LOCK == 0).then_some(Self(raw))
+impl SlotWord for Word {
+    fn from_raw(raw: u64) -> Self {
+        Self(raw)
     }
 
-    /// As it goes into the table, unlocked.
-    pub(super) fn raw(self) -> u64 {
+    fn raw(self) -> u64 {
         self.0
-    }
-
-    /// As it goes into the table, locked.
-    pub(super) fn raw_locked(self) -> u64 {
-        self.0 | LOCK
     }
 }
 
@@ -154,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_come_back_and_the_lock_shows() {
+    fn objects_come_back() {
         let handle = Handle((1 << 48) - 1);
         assert_eq!(
             Word::packed(handle, 4095).stored(),
@@ -168,8 +163,6 @@ mod tests {
             0,
             "a fresh table is a table of empty slots"
         );
-        let word = Word::page(handle);
-        assert_eq!(Word::unlocked(word.raw()), Some(word));
-        assert_eq!(Word::unlocked(word.raw_locked()), None);
+        assert_eq!(Word::page(handle).raw() & 1, 0, "the lock's bit");
     }
 }

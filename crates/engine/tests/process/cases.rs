@@ -310,7 +310,7 @@ fn both_sides_of_a_fork_have_everything() {
     // SAFETY: the child only touches this test's memory, and leaves by _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let mut bad = usize::from(process.fork_end(true).is_err()) * 1000;
+        let mut bad = usize::from(process.fork_end(userswap::Side::Child).is_err()) * 1000;
         // Faults are resolved in this thread now; write half, read all.
         let first = range.start..range.start + 4 * MIB;
         bad += wrong(&first, range.start, 7);
@@ -324,7 +324,9 @@ fn both_sides_of_a_fork_have_everything() {
         // SAFETY: ends the child without running this process's exit handlers.
         unsafe { libc::_exit(bad.min(100) as i32) };
     }
-    process.fork_end(false).expect("the parent");
+    process
+        .fork_end(userswap::Side::Parent)
+        .expect("the parent");
     assert_eq!(wrong(&range, range.start, 7), 0, "the parent's own");
     let mut status = 0;
     // SAFETY: waits for the child just made.
