@@ -191,15 +191,19 @@ impl Process {
         if self.retired.load(Ordering::Relaxed) {
             return 0;
         }
-        let Some(ours) = own::ranges() else {
-            // Not to be told apart: nothing more is taken on.
-            return 0;
+        let sorted = || {
+            let mut ours: Vec<_> = own::ranges()?.collect();
+            ours.sort_unstable_by_key(|range| range.start);
+            Some(ours)
         };
-        let mut ours: Vec<_> = ours.collect();
-        ours.sort_unstable_by_key(|range| range.start);
-        let mut pages = 0;
+        let (mut ours, mut pages) = (None, 0);
         find(&mut |range| {
-            for part in without(range, &ours) {
+            // Told only now: what `find` has made for itself to look with is ours, too, and gone soon.
+            let Some(ours) = ours.get_or_insert_with(sorted) else {
+                // Not to be told apart: nothing more is taken on.
+                return;
+            };
+            for part in without(range, ours) {
                 for part in self.not_taken(part) {
                     for part in self.not_in_use(part) {
                         pages += self.take_on_range(&part);

@@ -122,6 +122,27 @@ fn what_is_taken_on_goes_out_and_comes_back() {
 }
 
 #[test]
+fn what_is_made_while_memory_is_looked_for_is_told_apart() {
+    let Some((process, _turn)) = process() else {
+        return;
+    };
+    let theirs = map(16 * PAGE);
+    let mut ours = 0..0;
+    process.take_on(|found| {
+        // As who reads the list of mappings makes room for it.
+        ours = map(16 * PAGE);
+        userswap_sys::own::note(&ours);
+        found(theirs.clone());
+        found(ours.clone());
+    });
+    assert!(process.is_taken_on(&theirs));
+    assert!(!process.is_taken_on(&ours));
+    userswap_sys::own::forget(&ours);
+    unmap(process, ours);
+    unmap(process, theirs);
+}
+
+#[test]
 fn a_mapping_in_the_place_of_an_old_one_starts_with_zeros() {
     let Some((process, _turn)) = process() else {
         return;
