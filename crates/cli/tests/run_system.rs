@@ -72,3 +72,8 @@ fn threads_start_and_end() {
 fn huge_pages_are_taken_apart_and_put_together() {
     check("huge", &[44, 38], &["48"]);
 }
+
+#[test]
+fn our_own_memory_is_never_taken_for_the_programs() {
+    check("blocks", &[40], &["48"]);
+}

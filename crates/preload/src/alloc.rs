@@ -9,7 +9,7 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dlmalloc::Dlmalloc;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use userswap_sys::{PAGE_SIZE, futex, own};
 
 /// Bytes from which on a piece is a mapping of its own.
@@ -130,6 +130,9 @@ fn is_large(layout: Layout) -> bool {
 }
 
 /// A mapping of at least `size` bytes; null: there is none to be had.
+///
+/// It is noted as ours before it looks like memory of the program's (and until it no longer does): somebody may be
+/// reading the list of mappings.
 fn map(size: usize) -> *mut u8 {
     let len = size.next_multiple_of(PAGE_SIZE);
     // SAFETY: a fresh mapping, at addresses of the kernel's choice.
@@ -137,7 +140,7 @@ fn map(size: usize) -> *mut u8 {
         mmap_anonymous(
             std::ptr::null_mut(),
             len,
-            ProtFlags::READ | ProtFlags::WRITE,
+            ProtFlags::empty(),
             MapFlags::PRIVATE | MapFlags::NORESERVE,
         )
     };
@@ -145,6 +148,12 @@ fn map(size: usize) -> *mut u8 {
         return std::ptr::null_mut();
     };
     own::note(&(start as usize..start as usize + len));
+    // SAFETY: the mapping made above, which nobody uses yet.
+    if unsafe { mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE) }.is_err() {
+        // SAFETY: as above.
+        unsafe { unmap(start.cast(), size) };
+        return std::ptr::null_mut();
+    }
     start.cast()
 }
 
@@ -152,6 +161,10 @@ fn map(size: usize) -> *mut u8 {
 /// `piece` is from [`map`] with the same size, and nobody uses it any more.
 unsafe fn unmap(piece: *mut u8, size: usize) {
     let len = size.next_multiple_of(PAGE_SIZE);
+    // SAFETY: the caller's part. Refused where the system's table of mappings is full: it stays noted as ours, then.
+    if unsafe { mprotect(piece.cast(), len, MprotectFlags::empty()) }.is_err() {
+        return;
+    }
     own::forget(&(piece as usize..piece as usize + len));
     // SAFETY: the caller's part. Refused only where the system's table of mappings is full: then it is lost.
     let _ = unsafe { munmap(piece.cast(), len) };
