@@ -108,7 +108,7 @@ fn devices() {
     refused(&["stress", "--device", "floppy"], &["--device"]);
     refused(
         &["stress", "--device", "file:/nonexistent/userswap"],
-        &["--device"],
+        &["cannot swap to", "/nonexistent/userswap"],
     );
     refused(
         &["stress", "--device", "zram", "--delay", "1ms"],
