@@ -15,6 +15,9 @@ pub(crate) struct Kept {
     number: AtomicI32,
 }
 
+/// Bytes of address space for a text: for as many mappings as the system lets a process have.
+const LONGEST_TEXT: usize = 16 << 20;
+
 /// Sizes in pages.
 pub(crate) static SIZES: Kept = Kept::new("/proc/self/statm");
 /// The mappings.
@@ -61,7 +64,8 @@ impl Kept {
     /// All of what it says now, however long.
     pub(crate) fn read_all(&self) -> Option<String> {
         let text = self.with(|file| {
-            let mut text = Vec::with_capacity(16 * PAGE_SIZE);
+            // One mapping from the first line to the last: a smaller one, outgrown by a long text, would stand in it and be gone.
+            let mut text = Vec::with_capacity(LONGEST_TEXT);
             let mut part = [0; PAGE_SIZE];
             loop {
                 let len = file.read_at(&mut part, text.len() as u64).ok()?;
