@@ -123,7 +123,9 @@ fn take_away(path: &Path) -> io::Result<()> {
     let mut tries = 0;
     loop {
         let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-        for process in processes.lines().filter_map(|line| line.parse().ok()) {
+        // 0 stands for a process of another container: it is not ours to end.
+        let numbers = processes.lines().filter_map(|line| line.parse().ok());
+        for process in numbers.filter(|&process: &i32| process > 0) {
             os::send_signal(process, libc::SIGKILL);
         }
         match fs::remove_dir(path) {

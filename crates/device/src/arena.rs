@@ -11,7 +11,7 @@ use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::io::Errno;
-use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes};
 use userswap_sys::own;
 
@@ -40,7 +40,8 @@ impl Mapping {
             mm::mmap_anonymous(
                 null_mut(),
                 len,
-                ProtFlags::READ | ProtFlags::WRITE,
+                // Until it is noted: somebody may be looking for memory of the program's, which can be written.
+                ProtFlags::empty(),
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }
@@ -53,6 +54,9 @@ impl Mapping {
         let base = NonNull::new(base.cast::<u8>()).ok_or(refused(Errno::NOMEM))?;
         let mapping = Self { base, len };
         own::note(&mapping.addresses());
+        let usable = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the mapping just made, which nobody uses yet.
+        unsafe { mm::mprotect(mapping.base.as_ptr().cast(), len, usable) }.map_err(refused)?;
         Ok(mapping)
     }
 
@@ -161,8 +165,12 @@ pub(crate) fn refused(errno: Errno) -> DeviceError {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // Not to be taken for the program's once it is forgotten.
+        // SAFETY: the range is ours and nothing borrows from it any more.
+        let _ =
+            unsafe { mm::mprotect(self.base.as_ptr().cast(), self.len, MprotectFlags::empty()) };
         own::forget(&self.addresses());
-        // SAFETY: the range is ours and nothing borrows from it any more. Unmapping a range that
+        // SAFETY: as above. Unmapping a range that
         // was mapped as one cannot fail in a way we could act upon.
         let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
     }

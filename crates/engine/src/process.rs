@@ -49,6 +49,9 @@ pub struct Process {
     retired: AtomicBool,
 }
 
+/// Bytes that are left to the system at a time.
+const PIECE_BYTES: usize = 4 * CHUNK_PAGES * PAGE_SIZE;
+
 /// Everything that must stand still while the process forks.
 struct Forking {
     changes: RwLockWriteGuard<'static, ()>,
@@ -236,11 +239,20 @@ impl Process {
         self.change(&range, call, |result| {
             if is_error(result) {
                 self.resync(&range);
+                self.forget_unmapped(&range);
             } else {
                 self.forget(&range);
                 self.give_up(&range);
             }
         })
+    }
+
+    /// What is taken on in `range` and not mapped any more is gone: a call may fail after it has taken mappings away.
+    fn forget_unmapped(&self, range: &Range<usize>) {
+        for hole in self.unmapped(range) {
+            self.forget(&hole);
+            self.give_up(&hole);
+        }
     }
 
     /// Runs `call`, a system call that throws the contents of `range` away (madvise with
@@ -298,6 +310,12 @@ impl Process {
                 self.carry_over(&old, &new, stays);
             }
             mapping::rejoin(&new);
+        }
+        if is_error(result) {
+            self.forget_unmapped(&old);
+            if let Some(target) = &target {
+                self.forget_unmapped(target);
+            }
         }
         if is_error(result) || stays {
             mapping::rejoin(&old);
@@ -414,10 +432,7 @@ impl Process {
         shared.inline_for_now.store(true, Ordering::Relaxed);
         open_faults_again(&shared.uffd, FaultMode::Inline)?;
         shared.swap.frames().become_child()?;
-        for hole in self.unmapped() {
-            self.forget(&hole);
-            self.give_up(&hole);
-        }
+        self.forget_unmapped(&(0..usize::MAX));
         self.register_all()?;
         // The program may have put another handler there, which knows nothing of ours.
         signals::reinstall().map_err(|errno| Error::System {
@@ -428,11 +443,11 @@ impl Process {
     }
 
     /// What is taken on and not mapped: the program had it left out of children (MADV_DONTFORK).
-    fn unmapped(&self) -> Vec<Range<usize>> {
-        let mut taken = self.taken().clone();
-        taken.retain(|&start, &mut end| !mapping::is_mapped(&(start..end)));
+    fn unmapped(&self, range: &Range<usize>) -> Vec<Range<usize>> {
+        let mut taken = self.taken_parts(range);
+        taken.retain(|part| !mapping::is_mapped(part));
         let mut holes = Vec::new();
-        for (start, end) in taken {
+        for Range { start, end } in taken {
             let chunk_bytes = CHUNK_PAGES * PAGE_SIZE;
             for chunk in (start / chunk_bytes * chunk_bytes..end).step_by(chunk_bytes) {
                 let chunk = start.max(chunk)..end.min(chunk + chunk_bytes);
@@ -535,34 +550,45 @@ impl Process {
         }
     }
 
-    /// Brings `range` back into memory and leaves it to the system. Called with `changes` held.
+    /// Brings `range` back into memory and leaves it to the system, but what cannot be read. Called with `changes` held.
     fn release(&self, range: &Range<usize>) {
+        // In pieces: all of it may be more than there is room for at once.
+        for part in self.taken_parts(range) {
+            let mut at = part.start;
+            while at < part.end {
+                let end = (at / PIECE_BYTES * PIECE_BYTES + PIECE_BYTES).min(part.end);
+                self.release_piece(&(at..end));
+                at = end;
+            }
+        }
+    }
+
+    fn release_piece(&self, range: &Range<usize>) {
         loop {
+            let mut unreadable = false;
             for (at, pages) in windows_of(range) {
                 let Some(window) = windows::find(at) else {
                     continue;
                 };
                 for page in pages.filter(|&page| window.is_swapped(page)) {
-                    // A page that cannot be read says so when it is touched.
-                    let _ = window.resolve_alone(page, true);
+                    unreadable |= window.resolve_alone(page, true).is_err();
                 }
             }
             let change = self.shared.moving.close();
             let left = windows_of(range).any(|(at, mut pages)| {
                 windows::find(at).is_some_and(|window| pages.any(|page| window.is_swapped(page)))
             });
-            if left {
-                self.end(change);
-                continue;
-            }
-            for part in self.taken_parts(range) {
-                self.forget(&part);
+            if !left {
+                self.forget(range);
                 // SAFETY: nothing of the range is swapped out: what is missing stands for zeros.
-                let _ = unsafe { self.shared.uffd.unregister(part.start, part.len()) };
-                self.give_up(&part);
+                let _ = unsafe { self.shared.uffd.unregister(range.start, range.len()) };
+                self.give_up(range);
             }
             self.end(change);
-            return;
+            // A page that cannot be read says so when it is touched.
+            if !left || unreadable {
+                return;
+            }
         }
     }
 

@@ -257,8 +257,7 @@ impl Shared {
                 continue;
             }
             let staged = self.stage(region, chunk, wanted);
-            // What would not go (the system uses it, or shares it with a forked child until one of them
-            // writes) is not asked again at once.
+            // What would not go, since the system uses it, is not asked again at once.
             let refused = wanted & self.swap.present(&region.mm, chunk);
             if refused != 0 && staged != Err(StageError::AreaFull) {
                 self.swap.leave_alone(&region.mm, chunk, refused, SKIPS);

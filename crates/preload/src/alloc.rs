@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dlmalloc::Dlmalloc;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use userswap_sys::signals::Blocked;
 use userswap_sys::{PAGE_SIZE, futex, own};
 
 /// Bytes from which on a piece is a mapping of its own.
@@ -86,6 +87,8 @@ impl Own {
     }
 
     fn with_small<R>(&self, use_it: impl FnOnce(&mut Dlmalloc<Pieces>) -> R) -> R {
+        // A handler of the program's could come back here, and wait for its own thread.
+        let _blocked = Blocked::new();
         self.hold();
         // SAFETY: held, so this is the only reference; `use_it` does not come back here.
         let result = use_it(unsafe { &mut *self.small.get() });

@@ -16,7 +16,7 @@ use crate::threads::Thread;
 use crate::{exit, forks, kept, masks, memory, monitor, raw, stacks, state};
 
 /// The calls looked at.
-const WANTED: [c_long; 19] = [
+const WANTED: [c_long; 20] = [
     libc::SYS_vmsplice,
     libc::SYS_setsockopt,
     libc::SYS_mmap,
@@ -29,6 +29,7 @@ const WANTED: [c_long; 19] = [
     libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_fork,
+    libc::SYS_process_madvise,
     libc::SYS_seccomp,
     libc::SYS_prctl,
     libc::SYS_close,
@@ -193,10 +194,8 @@ fn change_process(call: &mut Call) -> Decision {
         libc::SYS_mprotect | libc::SYS_pkey_mprotect
             if call.args[2] as c_int & libc::PROT_WRITE != 0 =>
         {
-            let Some(process) = state::engine() else {
-                return Decision::Run;
-            };
-            let result = process.protect(|| make(call));
+            let result = state::unseen(|| make(call))
+                .unwrap_or_else(|process| process.protect(|| make(call)));
             Calls.after(call, result);
             Decision::Return(result)
         }
@@ -218,11 +217,21 @@ fn change_process(call: &mut Call) -> Decision {
             stop_recycling();
             Decision::Run
         }
-        libc::SYS_prctl if call.args[0] as c_int == libc::PR_SET_SECCOMP => {
+        // Older contents would come back: it is as if the system were too old for it.
+        libc::SYS_process_madvise if state::engine().is_some() => {
+            Decision::Return(-(libc::ENOSYS as isize))
+        }
+        libc::SYS_prctl
+            if call.args[0] as c_int == libc::PR_SET_SECCOMP
+                && is_confinement(call.args[1], call.args[2]) =>
+        {
             confined(false);
             Decision::Run
         }
-        libc::SYS_seccomp if call.args[0] as u32 <= libc::SECCOMP_SET_MODE_FILTER => {
+        libc::SYS_seccomp
+            if call.args[0] as u32 <= libc::SECCOMP_SET_MODE_FILTER
+                && is_confinement(call.args[0] + 1, call.args[2]) =>
+        {
             confined(call.args[1] & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0);
             Decision::Run
         }
@@ -302,6 +311,8 @@ fn advise(process: &Process, call: &Call) -> isize {
         }
         // These act on what is in memory, or at the next fork, in ways that the engine does not follow.
         libc::MADV_DONTFORK | libc::MADV_WIPEONFORK | MADV_DONTNEED_LOCKED | MADV_GUARD_INSTALL => {
+            // Noted first, so that it is not found again. Without room for the note it may be.
+            stacks::note(&range);
             process.leave_alone(&range);
             make(call)
         }
@@ -376,6 +387,11 @@ fn forked(side: Side) {
         ));
         std::process::abort();
     }
+}
+
+/// Whether a call sets a mode of seccomp: who asks only whether there is such a thing names no filter.
+fn is_confinement(mode: usize, filter: usize) -> bool {
+    mode == libc::SECCOMP_MODE_STRICT as usize || filter != 0
 }
 
 /// The program is about to confine its system calls: ours could end it. What there is to write is written now, and from

@@ -6,6 +6,7 @@
 //! now and then; what comes back is what is used.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ use crate::{kept, maps};
 
 /// Fewer bytes are not worth looking for.
 const LEAST: u64 = 1 << 20;
+
+/// Between two looks while the process is over its limit.
+const LEAST_PAUSE: Duration = Duration::from_millis(2);
 
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
@@ -53,10 +57,13 @@ impl Files {
         if self.unable || resident < limit - limit / 8 || files < self.left + LEAST {
             return false;
         }
-        // Over the limit there is no time to lose.
-        let rested = self
-            .dropped_at
-            .is_none_or(|at| at.elapsed() >= self.pause || resident > limit);
+        // Over the limit there is little time to lose.
+        let rest = if resident > limit {
+            LEAST_PAUSE
+        } else {
+            self.pause
+        };
+        let rested = self.dropped_at.is_none_or(|at| at.elapsed() >= rest);
         if !rested {
             return false;
         }
@@ -96,9 +103,13 @@ fn drop_unchanged() -> bool {
     able
 }
 
-/// Whether the file at `path` is on a disk: one in memory would only seem to leave it.
-fn is_on_disk(path: &str) -> bool {
+/// Whether `path` is a regular file on a disk, the one with number `inode`: one in memory would only seem to leave it, and what
+/// a device maps may not come back.
+fn is_on_disk(path: &str, inode: &str) -> bool {
     // tmpfs, ramfs, hugetlbfs.
     const IN_MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
-    rustix::fs::statfs(Path::new(path)).is_ok_and(|system| !IN_MEMORY.contains(&system.f_type))
+    let path = Path::new(path);
+    let is_the_file =
+        std::fs::metadata(path).is_ok_and(|file| file.is_file() && inode.parse() == Ok(file.ino()));
+    is_the_file && rustix::fs::statfs(path).is_ok_and(|system| !IN_MEMORY.contains(&system.f_type))
 }

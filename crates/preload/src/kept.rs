@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use rustix::fs::{Mode, OFlags};
 use userswap_sys::{PAGE_SIZE, descriptor};
 
 /// A file, open for as long as the process lives.
@@ -18,14 +19,16 @@ pub(crate) struct Kept {
 /// Bytes of address space for a text: for as many mappings as the system lets a process have.
 const LONGEST_TEXT: usize = 16 << 20;
 
+/// The folder that they are in.
+static PROC: Kept = Kept::new("");
 /// Sizes in pages.
-pub(crate) static SIZES: Kept = Kept::new("/proc/self/statm");
+pub(crate) static SIZES: Kept = Kept::new("self/statm");
 /// The mappings.
-pub(crate) static MAPS: Kept = Kept::new("/proc/self/maps");
+pub(crate) static MAPS: Kept = Kept::new("self/maps");
 /// What each page is.
-pub(crate) static PAGES: Kept = Kept::new("/proc/self/pagemap");
+pub(crate) static PAGES: Kept = Kept::new("self/pagemap");
 /// Sums over all mappings.
-pub(crate) static SUMS: Kept = Kept::new("/proc/self/smaps_rollup");
+pub(crate) static SUMS: Kept = Kept::new("self/smaps_rollup");
 
 const ALL: [&Kept; 4] = [&SIZES, &MAPS, &PAGES, &SUMS];
 
@@ -37,10 +40,15 @@ impl Kept {
         }
     }
 
-    /// Opens it. In a child of fork once more: what was inherited is about the parent.
+    /// Opens it, behind a change of the root folder, too. In a child of fork once more: what was inherited is about the parent.
     fn open(&self) {
-        let number =
-            File::open(self.path).map_or(-1, |file| descriptor::move_up(file.into()).into_raw_fd());
+        let file = PROC.with(|proc| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(proc, self.path, flags, Mode::empty()).ok()
+        });
+        let number = file
+            .flatten()
+            .map_or(-1, |file| descriptor::move_up(file).into_raw_fd());
         // Relaxed, throughout: a number; the thread that reads is started later.
         let before = self.number.swap(number, Ordering::Relaxed);
         if before >= 0 {
@@ -88,14 +96,20 @@ impl Kept {
 
 /// Opens all of them.
 pub(crate) fn open_all() {
+    if PROC.number.load(Ordering::Relaxed) < 0
+        && let Ok(proc) = File::open("/proc")
+    {
+        let number = descriptor::move_up(proc.into()).into_raw_fd();
+        PROC.number.store(number, Ordering::Relaxed);
+    }
     for kept in ALL {
         kept.open();
     }
 }
 
 /// The numbers in use.
-pub(crate) fn numbers() -> [i32; ALL.len()] {
-    ALL.map(|kept| kept.number.load(Ordering::Relaxed))
+pub(crate) fn numbers() -> [i32; ALL.len() + 1] {
+    [&PROC, &SIZES, &MAPS, &PAGES, &SUMS].map(|kept| kept.number.load(Ordering::Relaxed))
 }
 
 /// What the process has in memory, in bytes.

@@ -72,10 +72,10 @@ pub(crate) fn swappable(
 }
 
 /// Mappings of files whose pages hold what the file holds, or tell that they do not: private ones that cannot be written,
-/// and shared ones. `is_on_disk` is asked about their paths.
+/// and shared ones. `is_on_disk` is asked about their paths and inodes.
 pub(crate) fn of_files(
     maps: &str,
-    mut is_on_disk: impl FnMut(&str) -> bool,
+    mut is_on_disk: impl FnMut(&str, &str) -> bool,
     mut found: impl FnMut(Range<usize>),
 ) {
     for line in maps.lines().filter_map(parse) {
@@ -86,7 +86,7 @@ pub(crate) fn of_files(
         }
         let unwritable = line.permissions.as_bytes()[1] == b'-';
         let shared = line.permissions.ends_with('s');
-        if (unwritable || shared) && is_on_disk(line.path) {
+        if (unwritable || shared) && is_on_disk(line.path, line.inode) {
             found(line.range);
         }
     }
@@ -155,7 +155,7 @@ mod tests {
         let mut found = Vec::new();
         of_files(
             maps,
-            |path| !path.starts_with("/tmp"),
+            |path, _| !path.starts_with("/tmp"),
             |range| found.push(range),
         );
         assert_eq!(

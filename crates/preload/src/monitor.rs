@@ -150,11 +150,26 @@ pub(crate) fn confined(all_threads: bool) {
     } else if all_threads {
         refuse(BY_FILTER);
     }
-    // For all threads, the monitor stays where it is, asleep: its next call could be the end of the process.
-    if !all_threads {
-        release();
+    release();
+    if all_threads {
+        park();
     }
 }
+
+/// Has the monitor sleep for good, in a call that has begun: its next one could be the end of the process.
+fn park() {
+    PARK.store(1, Ordering::SeqCst);
+    while PARK.load(Ordering::SeqCst) == 1 {
+        LOOK.fetch_add(1, Ordering::Relaxed);
+        futex::wake_all(&LOOK);
+        std::thread::sleep(SHORTEST);
+    }
+    // It is about to make that call.
+    std::thread::sleep(SHORTEST * 4);
+}
+
+/// 1: the monitor shall park; 2: it does.
+static PARK: AtomicU32 = AtomicU32::new(0);
 
 /// Whether the program has confined its system calls.
 pub(crate) fn is_confined() -> bool {
@@ -180,6 +195,12 @@ fn watch(config: &'static Config) {
     let mut files = Files::new();
     loop {
         let look = LOOK.load(Ordering::Relaxed);
+        if PARK.load(Ordering::SeqCst) != 0 {
+            PARK.store(2, Ordering::SeqCst);
+            loop {
+                futex::wait(&PARK, 2);
+            }
+        }
         hold();
         let pause = {
             let resident = kept::resident_bytes().unwrap_or(0);

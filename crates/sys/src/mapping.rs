@@ -3,7 +3,10 @@
 use std::ops::Range;
 use std::ptr;
 
-use rustix::mm::{Advice, MapFlags, MsyncFlags, ProtFlags, madvise, mmap_anonymous, msync, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, MsyncFlags, ProtFlags, madvise, mmap_anonymous, mprotect,
+    msync, munmap,
+};
 use thiserror::Error;
 
 use crate::inject::{self, Call};
@@ -97,7 +100,8 @@ impl Mapping {
             mmap_anonymous(
                 ptr::null_mut(),
                 asked,
-                ProtFlags::READ | ProtFlags::WRITE,
+                // Until it is noted: somebody may be looking for memory of the program's, which can be written.
+                ProtFlags::empty(),
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }
@@ -112,6 +116,10 @@ impl Mapping {
             }
         }
         own::note(&whole.addresses());
+        let usable = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the mapping just made, which nobody uses yet.
+        unsafe { mprotect(base as *mut _, len, usable) }
+            .map_err(|errno| MappingError::Reserve { len: asked, errno })?;
         Ok(whole)
     }
 
@@ -222,8 +230,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // Not to be taken for the program's once it is forgotten. Refused only where the table of mappings is full.
+        // SAFETY: made by `reserve`; whoever kept an address vouched to stop using it.
+        let _ = unsafe { mprotect(self.base as *mut _, self.len, MprotectFlags::empty()) };
         own::forget(&self.addresses());
-        // SAFETY: made by `reserve`, unmapped nowhere else; whoever kept an address vouched to stop using it.
+        // SAFETY: as above, and unmapped nowhere else.
         let unmapped = unsafe { munmap(self.base as *mut _, self.len) };
         // Only a full map table (vm.max_map_count) refuses, when a neighbour had merged with it: the range leaks then.
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
