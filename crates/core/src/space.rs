@@ -1,7 +1,7 @@
 //! What the protocol needs of memory: an address space whose pages come and go, and frames, which
 //! hold a page's bytes while it is in no address space.
 //!
-//! Frames come in blocks of [`CHUNK_PAGES`](crate::page_table::CHUNK_PAGES), so that a chunk's page
+//! Frames come in blocks of [`CHUNK_PAGES`], so that a chunk's page
 //! number *i* is always held by frame *i* of a block, and moving a run of pages is one call.
 
 use std::sync::Arc;
