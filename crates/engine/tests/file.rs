@@ -5,6 +5,7 @@ mod common;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use common::child::{case, child, complaints, killed_by, said, was_skipped};
 use common::pages::{Content, Pages};
@@ -106,6 +107,10 @@ const HARMS: [(&str, &str); 4] = [
 fn a_page_that_is_not_what_was_written_gives_sigbus_and_one_line() {
     for device in ["file:DIR", "file:DIR,encrypt=off", "zram,file:DIR"] {
         for (harm, why) in HARMS {
+            // Which blocks a page takes the second time is the background's business in a tier.
+            if harm == "stale" && device.starts_with("zram") {
+                continue;
+            }
             for mode in ["inline", "thread"] {
                 let case = format!("{device} {harm} {mode}");
                 let output = child("child_harmed", &case);
@@ -167,11 +172,22 @@ fn child_harmed() {
         bytes.truncate(read);
         bytes
     };
-    let before = all();
-    assert!(
-        before.iter().any(|&byte| byte != 0),
-        "the pages are in the file"
-    );
+    // In a tier they go there in the background.
+    let since = Instant::now();
+    let before = loop {
+        let bytes = all();
+        let written = bytes
+            .chunks(PAGE)
+            .filter(|page| page.iter().any(|&byte| byte != 0));
+        if written.count() >= count {
+            break bytes;
+        }
+        assert!(
+            since.elapsed() < Duration::from_secs(20),
+            "the pages are in the file"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    };
     pages.verify(0, 1, Content::Noise);
     match harm {
         "bit" => {
