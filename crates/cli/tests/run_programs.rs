@@ -97,7 +97,7 @@ fn sqlite_loads_indexes_and_sorts() {
     check_script(
         "sqlite_loads_indexes_and_sorts",
         &["sqlite3"],
-        &[24],
+        &[26],
         |_| {},
         script,
     );
@@ -119,7 +119,7 @@ fn gcc_makes_the_same_object_file() {
     check_script(
         "gcc_makes_the_same_object_file",
         &["gcc", "sha256sum"],
-        &[46],
+        &[48],
         |folder| std::fs::write(folder.join("big.c"), c_source(150)).expect("a file"),
         "gcc -O2 -c -o big.o big.c && sha256sum big.o",
     );

@@ -26,7 +26,7 @@ fn java_collects_garbage_throws_and_starts_programs() {
     assert!(built.success());
     // It needs about 200 MiB, a third of which is mapped files and code.
     let program = ["java", "-Xmx512m", "-Xshare:auto", "Heap", "400000"];
-    same_within(test, &folder, &[150], &program);
+    same_within(test, &folder, &[120], &program);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn node_builds_maps_and_starts_workers_and_programs() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/maps.js");
     let program = ["node", script.to_str().expect("a name"), "150000"];
     // It needs about 175 MiB, half of which is its file and code.
-    same_within(test, &folder(test), &[150], &program);
+    same_within(test, &folder(test), &[135], &program);
 }
 
 /// Builds a Go program; nothing of the user's is used or left.

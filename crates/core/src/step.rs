@@ -201,18 +201,27 @@ impl Step {
 mod report {
     use super::Step;
     use std::cell::Cell;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     std::thread_local!(static HOOK: Cell<Option<fn(Step)>> = const { Cell::new(None) });
 
+    /// Somebody has asked for reports. Looked at first: in a process that swaps its own memory, a library's thread-local
+    /// variables may be swapped out while a fault is resolved.
+    static ASKED: AtomicBool = AtomicBool::new(false);
+
     /// Has this thread's steps reported to `hook`, or to nobody.
     pub fn report_to(hook: Option<fn(Step)>) {
+        // Relaxed: who asks is the thread that reports.
+        ASKED.store(true, Ordering::Relaxed);
         HOOK.with(|cell| cell.set(hook));
     }
 
     /// This thread is about to take `step`. For drivers and devices that are part of a test.
     #[inline]
     pub fn at(step: Step) {
-        if let Some(hook) = HOOK.with(Cell::get) {
+        if ASKED.load(Ordering::Relaxed)
+            && let Some(hook) = HOOK.with(Cell::get)
+        {
             hook(step);
         }
     }
