@@ -97,7 +97,7 @@ print(sums, hashlib.sha256(repr(table).encode()).hexdigest())
         User::Unprivileged,
         test,
         &folder,
-        &[40],
+        &[52],
         &["python3", "-c", script],
     );
 }
