@@ -296,21 +296,28 @@ fn on_event_in_window(window: &RegionMemory, fault: PageFault) {
         // Mapping the page has woken everybody.
         Ok(Resolved::Mapped) => return,
         Ok(Resolved::ByOthers) => window.note_gone(page),
-        // The program has changed the mapping meanwhile: the access shall look again.
-        Err(error) if is_unmapped(error) => {}
-        Err(error) => {
-            report(window, page, error);
-            let marked = space.uffd().poison(at, PAGE_SIZE);
-            if !matches!(marked.outcome(), Outcome::Complete) {
-                // The access would see what is not the page's content.
-                stderr_line(format_args!(
-                    "userswap: the page at {at:#x} cannot be made to fail either; ending the process"
-                ));
-                std::process::abort();
-            }
-        }
+        // Where the program has changed the mapping meanwhile the access shall look again.
+        Err(error) => fail(window, page, error),
     }
     wake(shared, at);
+}
+
+/// Has accesses to `page` of a window, which cannot be brought in, get SIGBUS, and says why. One that is not
+/// mapped any more needs none of that.
+pub(crate) fn fail(window: &RegionMemory, page: usize, error: FaultError) {
+    if is_unmapped(error) {
+        return;
+    }
+    report(window, page, error);
+    let at = window.mm.space.address(page);
+    let marked = window.mm.space.uffd().poison(at, PAGE_SIZE);
+    if !matches!(marked.outcome(), Outcome::Complete) {
+        // The access would see what is not the page's content.
+        stderr_line(format_args!(
+            "userswap: the page at {at:#x} cannot be made to fail either; ending the process"
+        ));
+        std::process::abort();
+    }
 }
 
 /// Lets whoever waits for the page at `address` look again. Nobody else may come to do it, so it has to succeed.

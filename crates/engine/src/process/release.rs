@@ -10,7 +10,12 @@ use userswap_sys::signals::Blocked;
 
 use super::taken::windows_of;
 use super::{NO_LIMIT, Process};
+use crate::fault;
+use crate::shared::RegionMemory;
 use crate::windows;
+
+/// How often what cannot be read is tried again before its memory is left to the system without it.
+const MOST_ROUNDS: u32 = 3;
 
 /// Bytes that are left to the system at a time.
 const PIECE_BYTES: usize = 4 * CHUNK_PAGES * PAGE_SIZE;
@@ -38,9 +43,11 @@ impl Process {
     }
 
     /// Brings everything back and leaves the program's memory to the system: where system calls on swapped-out memory
-    /// cannot be made to work. The limit is not held any more.
+    /// cannot be made to work. The limit is not held any more. A page that cannot be read gets a line, and accesses to it
+    /// SIGBUS from then on.
     pub fn retire(&'static self) {
         let _blocked = Blocked::new();
+        let _within = Within::new();
         let _changes = self.changes_write();
         let taken: Vec<_> = {
             let taken = self.taken();
@@ -51,7 +58,7 @@ impl Process {
         }
     }
 
-    /// Brings `range` back into memory and leaves it to the system, but what cannot be read. Called with `changes` held.
+    /// Brings `range` back into memory and leaves it to the system. Called with `changes` held.
     fn release(&self, range: &Range<usize>) {
         // In pieces: all of it may be more than there is room for at once.
         for part in self.taken_parts(range) {
@@ -65,31 +72,43 @@ impl Process {
     }
 
     fn release_piece(&self, range: &Range<usize>) {
-        loop {
-            let mut unreadable = false;
-            for (at, pages) in windows_of(range) {
-                let Some(window) = windows::find(at) else {
-                    continue;
-                };
-                for page in pages.filter(|&page| window.is_swapped(page)) {
-                    unreadable |= window.resolve_alone(page, true).is_err();
+        for round in 1.. {
+            let mut failed = None;
+            for (window, page) in swapped_pages(range) {
+                if let Err(error) = window.resolve_alone(page, true) {
+                    failed = Some(error);
                 }
             }
             let change = self.shared.moving.close();
-            let left = windows_of(range).any(|(at, mut pages)| {
-                windows::find(at).is_some_and(|window| pages.any(|page| window.is_swapped(page)))
-            });
-            if !left {
+            let is_back = swapped_pages(range).next().is_none();
+            let is_hopeless = failed.is_some() && round >= MOST_ROUNDS;
+            if is_back || is_hopeless {
+                // Nobody asks us about this memory any more: what cannot be read must fail for good.
+                for (window, page) in swapped_pages(range) {
+                    if let Some(error) = failed {
+                        fault::fail(window, page, error);
+                    }
+                }
                 self.forget(range);
                 // SAFETY: nothing of the range is swapped out: what is missing stands for zeros.
                 let _ = unsafe { self.shared.uffd.unregister(range.start, range.len()) };
                 self.give_up(range);
             }
             self.end(change);
-            // A page that cannot be read says so when it is touched.
-            if !left || unreadable {
+            if is_back || is_hopeless {
                 return;
             }
         }
     }
+}
+
+/// The pages of `range` that are swapped out now.
+fn swapped_pages(range: &Range<usize>) -> impl Iterator<Item = (&'static RegionMemory, usize)> {
+    windows_of(range).flat_map(|(at, pages)| {
+        let window = windows::find(at);
+        let swapped = move |&page: &usize| window.is_some_and(|window| window.is_swapped(page));
+        pages
+            .filter(swapped)
+            .filter_map(move |page| Some((window?, page)))
+    })
 }

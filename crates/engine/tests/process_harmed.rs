@@ -1,0 +1,142 @@
+//! The engine over the process's own memory gives that back to the system, and some of it cannot be read: accesses to that
+//! fail from then on, whatever the program does, and never see anything else.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::child::{case, child, complaints, said, succeeded, was_skipped};
+use common::{PAGE, scripted, skip};
+use userswap::{DeviceError, Engine, Error, FaultMode, Process};
+use userswap_core::script::Point;
+use userswap_sys::uffd::OpenError;
+
+const PAGES: usize = 256;
+
+/// Reads of the slot fail while it is set.
+static BROKEN: AtomicBool = AtomicBool::new(false);
+const BAD_SLOT: u64 = 40;
+
+#[test]
+fn what_cannot_be_read_fails_for_good_when_memory_goes_back() {
+    for mode in ["inline", "thread"] {
+        let output = child("child_retires", mode);
+        if !was_skipped(&output) {
+            succeeded(&output);
+            let lines = complaints(&output);
+            assert_eq!(lines.len(), 1, "{mode}: {}", said(&output));
+            assert!(lines[0].contains("errno 5"), "{}", lines[0]);
+        }
+    }
+}
+
+#[test]
+#[ignore = "the other process of the test above"]
+fn child_retires() {
+    let Some(mode) = case() else { return };
+    let device = scripted(PAGES as u64, |point, slot| {
+        let fails = point == Point::BeforeRead && slot == BAD_SLOT;
+        if fails && BROKEN.load(Ordering::SeqCst) {
+            return Err(DeviceError::Io(5));
+        }
+        Ok(())
+    });
+    let mode: FaultMode = mode.parse().expect("a mode");
+    let process = match Process::start(Engine::builder().custom_device(device).faults(mode)) {
+        Ok(process) => process,
+        Err(Error::Userfaultfd(refused @ OpenError::Refused { .. })) => {
+            return skip("child_retires", refused);
+        }
+        Err(error) => panic!("an engine over this process: {error}"),
+    };
+    let start = map(PAGES);
+    let page = |index: usize| (start + index * PAGE) as *mut u64;
+    for index in 0..PAGES {
+        // SAFETY: in the mapping made above.
+        unsafe { page(index).write(index as u64 + 1) };
+    }
+    let range = start..start + PAGES * PAGE;
+    process.take_on(|found| found(range.clone()));
+    assert_eq!(process.page_out(&range), PAGES);
+    BROKEN.store(true, Ordering::SeqCst);
+    process.take_no_more();
+    process.retire();
+    assert_eq!(
+        process.taken_bytes(),
+        0,
+        "nobody is asked about it any more"
+    );
+    // Nor may the contents come back later, when the program has made something else of its memory.
+    BROKEN.store(false, Ordering::SeqCst);
+    let bad = unreadable(start);
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    for index in (0..PAGES).filter(|index| !bad.contains(index)) {
+        // SAFETY: as above.
+        assert_eq!(unsafe { page(index).read() }, index as u64 + 1);
+    }
+    // A child of fork, which the engine does not see, has the same.
+    // SAFETY: the child only has the system look at its memory, and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let right = unreadable(start) == bad;
+        // SAFETY: ends the child without this process's exit handlers.
+        unsafe { libc::_exit(i32::from(!right)) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child just made.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child's exit status");
+    // So has memory that moves.
+    let target = map(PAGES);
+    // SAFETY: moves this test's mapping over another of its own.
+    let moved = unsafe {
+        libc::mremap(
+            start as *mut _,
+            PAGES * PAGE,
+            PAGES * PAGE,
+            libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+            target as *mut libc::c_void,
+        )
+    };
+    assert_eq!(moved as usize, target);
+    assert_eq!(unreadable(target), bad);
+    assert_eq!(process.stats().bugs, 0);
+}
+
+/// The pages that the system cannot read for this process, whose access would end it.
+fn unreadable(start: usize) -> Vec<usize> {
+    let mut ends = [0; 2];
+    // SAFETY: makes a pipe; the ends are this function's.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    let is_bad = |index: &usize| {
+        let at = (start + index * PAGE) as *const libc::c_void;
+        // SAFETY: writes a byte of the test's mapping, if it can be read, and reads it again.
+        unsafe {
+            let written = libc::write(ends[1], at, 1);
+            let mut byte = 0_u8;
+            written != 1 || libc::read(ends[0], (&raw mut byte).cast(), 1) != 1
+        }
+    };
+    let bad = (0..PAGES).filter(is_bad).collect();
+    for end in ends {
+        // SAFETY: opened above.
+        unsafe { libc::close(end) };
+    }
+    bad
+}
+
+fn map(pages: usize) -> usize {
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            pages * PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(start, libc::MAP_FAILED);
+    start as usize
+}
