@@ -192,6 +192,17 @@ impl PageTable {
         None
     }
 
+    /// How many chunks may have a present page.
+    #[must_use]
+    pub fn occupied(&self) -> usize {
+        // Relaxed: a count that is out of date at once.
+        let words = self
+            .occupied
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed));
+        words.map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Lets [`PageTable::next_occupied`] pass over `chunk` if no page of it is present.
     pub fn note_empty(&self, chunk: usize) {
         let locked = self.lock(chunk);

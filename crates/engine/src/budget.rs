@@ -9,12 +9,16 @@
 //!
 //! Guarantee: pages are charged before they are mapped, and a charge that would bring `used` over
 //! the limit waits until the reclaimer has made room. Only where no room can be made (pages that
-//! do not compress, a full area) the charge is granted all the same: nothing is lost, the limit is
-//! exceeded, and that is said once.
+//! do not compress, a full area, memory in use all over) the charge is granted all the same: nothing is
+//! lost, the limit is exceeded, and that is said once. Then an *allowance* comes on top of the limit, and goes
+//! again little by little: who is at work must not be held up at every page by what cannot be done.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use userswap_core::device::PAGE_SIZE;
+
+/// Nanoseconds after which an allowance becomes smaller.
+const EASE_NS: u64 = 100_000_000;
 
 const NOT_ASKED: i64 = i64::MIN;
 
@@ -29,8 +33,10 @@ pub(crate) struct Budget {
     /// Bytes the process has in memory beside what is counted here; negative where pages are counted that
     /// take none (zeros nobody has written). [`NOT_ASKED`]: this is no engine over a process.
     rest: AtomicI64,
-    /// Bytes by which the limit is exceeded because it cannot be held.
+    /// The allowance: bytes by which the limit may be exceeded because it cannot be held.
     exceeded: AtomicU64,
+    /// When that last changed, in nanoseconds.
+    changed_ns: AtomicU64,
     warned: AtomicBool,
 }
 
@@ -53,6 +59,7 @@ impl Budget {
             tables: AtomicU64::new(0),
             rest: AtomicI64::new(NOT_ASKED),
             exceeded: AtomicU64::new(0),
+            changed_ns: AtomicU64::new(0),
             warned: AtomicBool::new(false),
         }
     }
@@ -68,10 +75,16 @@ impl Budget {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// From now on charges are held against `limit`, in bytes.
+    /// From now on charges are held against `limit`, in bytes. An allowance stays: a limit that is shared changes all the
+    /// time, and what could not be held before cannot be held now.
     pub(crate) fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
-        self.exceeded.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes that may be in use: the limit and the allowance.
+    pub(crate) fn allowed(&self) -> u64 {
+        self.limit_bytes()
+            .saturating_add(self.exceeded.load(Ordering::Relaxed))
     }
 
     /// Pages mapped in regions.
@@ -117,10 +130,7 @@ impl Budget {
     /// Counts `pages` as mapped if that stays within the limit; `others` is what else is in use.
     pub(crate) fn charge(&self, pages: u64, others: u64) -> bool {
         let resident = self.resident.fetch_add(pages, Ordering::Relaxed) + pages;
-        let limit = self
-            .limit_bytes()
-            .saturating_add(self.exceeded.load(Ordering::Relaxed));
-        if resident * PAGE_SIZE as u64 + others <= limit {
+        if resident * PAGE_SIZE as u64 + others <= self.allowed() {
             return true;
         }
         self.uncharge(pages);
@@ -143,27 +153,49 @@ impl Budget {
         let Some(limit) = self.limit() else {
             return Level::Roomy;
         };
-        match limit.saturating_sub(used) {
+        match self.allowed().saturating_sub(used) {
             free if free < limit / 32 => Level::Tight,
             free if free < limit / 16 => Level::Low,
             _ => Level::Roomy,
         }
     }
 
-    /// No room can be made with `used` bytes in use: lets the limit be exceeded, in steps, so that not
-    /// every charge has to find that out anew. `true` the first time.
-    pub(crate) fn exceed(&self, used: u64) -> bool {
+    /// No room can be made with `used` bytes in use, at `now_ns`: lets the limit be exceeded, in steps, so that
+    /// not every charge has to find that out anew. `true` the first time.
+    pub(crate) fn exceed(&self, used: u64, now_ns: u64) -> bool {
         let limit = self.limit_bytes();
-        let over = used.saturating_sub(limit) + limit / 32 + 64 * PAGE_SIZE as u64;
+        // Beyond the marks, so that the reclaimer need not try at once what has just failed.
+        let over = used.saturating_sub(limit) + limit / 16 + 64 * PAGE_SIZE as u64;
         self.exceeded.store(over, Ordering::Relaxed);
+        self.changed_ns.store(now_ns, Ordering::Relaxed);
         !self.warned.swap(true, Ordering::Relaxed)
     }
 
-    /// Room was made down to `used` bytes: the limit holds again where it can.
-    pub(crate) fn made_room(&self, used: u64) {
-        if self.exceeded.load(Ordering::Relaxed) > 0 && used < self.limit_bytes() {
-            self.exceeded.store(0, Ordering::Relaxed);
+    /// Whether there is an allowance.
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.exceeded.load(Ordering::Relaxed) > 0
+    }
+
+    /// `used` bytes are in use at `now_ns`: the limit holds again where it can. An allowance that has stood for a while is made
+    /// smaller, so that what can leave by now does. `true`: it was.
+    pub(crate) fn ease(&self, used: u64, now_ns: u64) -> bool {
+        let over = self.exceeded.load(Ordering::Relaxed);
+        if over == 0 {
+            return false;
         }
+        let limit = self.limit_bytes();
+        let less = if used < limit {
+            0
+        } else if now_ns.saturating_sub(self.changed_ns.load(Ordering::Relaxed)) < EASE_NS {
+            return false;
+        } else {
+            over.saturating_sub((over / 8).max(limit / 64))
+        };
+        self.changed_ns.store(now_ns, Ordering::Relaxed);
+        // Not over what somebody has just allowed.
+        self.exceeded
+            .compare_exchange(over, less, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
     }
 }
 
@@ -189,12 +221,37 @@ mod tests {
         let budget = Budget::new(Some(1024 * PAGE));
         assert!(budget.charge(1024, 0));
         assert!(!budget.charge(1, 0));
-        assert!(budget.exceed(1024 * PAGE));
+        assert!(budget.exceed(1024 * PAGE, 0));
         assert!(budget.charge(1, 0));
-        assert!(!budget.exceed(1025 * PAGE), "said before");
+        assert!(!budget.exceed(1025 * PAGE, 0), "said before");
         budget.uncharge(1000);
-        budget.made_room(25 * PAGE);
+        assert!(budget.ease(25 * PAGE, 1));
         assert!(!budget.charge(1100, 0));
+    }
+
+    #[test]
+    fn an_allowance_stays_for_a_while_and_goes_little_by_little() {
+        let budget = Budget::new(Some(1024 * PAGE));
+        assert!(!budget.ease(2000 * PAGE, EASE_NS), "there is none");
+        budget.exceed(2000 * PAGE, 0);
+        let allowed = budget.allowed();
+        assert!(allowed >= 2000 * PAGE);
+        assert_eq!(budget.level(2000 * PAGE), Level::Roomy, "no use trying now");
+        // As the others of a tree come and go.
+        budget.set_limit(1000 * PAGE);
+        budget.set_limit(1024 * PAGE);
+        assert_eq!(budget.allowed(), allowed);
+        assert!(!budget.ease(2000 * PAGE, EASE_NS - 1));
+        let mut now = 0;
+        let mut before = allowed;
+        while budget.allowed() > 1024 * PAGE {
+            now += EASE_NS;
+            assert!(budget.ease(2000 * PAGE, now));
+            assert!(!budget.ease(2000 * PAGE, now), "once at a time");
+            assert!(budget.allowed() < before);
+            before = budget.allowed();
+        }
+        assert_eq!(budget.level(1024 * PAGE), Level::Tight);
     }
 
     #[test]

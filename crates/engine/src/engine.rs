@@ -437,6 +437,11 @@ impl Engine {
         Region::new(&self.owner, len)
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.owner.shared
+    }
+
     /// What the engine holds and has done.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -21,12 +21,13 @@
 //! signals. One installed later replaces the engine's and must call the one it found.
 //!
 //! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `stream` (what an engine is made of and
-//! counts), `thread` (its own threads), `held` (what system calls use), `frames`, `space` (memory), `reclaim`, `crew` and `shared` (what leaves memory, who helps to
+//! counts), `thread` (its own threads), `held` (what system calls use), `frames`, `space` (memory), `effort`, `reclaim`, `crew` and `shared` (what leaves memory, who helps to
 //! bring it back, and the state all parts share), `registry`, `fault` (where faults come in), `engine`
 //! and `region` (what users hold).
 
 mod budget;
 mod crew;
+mod effort;
 mod engine;
 mod error;
 mod fault;

@@ -18,8 +18,10 @@ use userswap_core::space::Frames;
 use userswap_core::{StageError, Staged};
 use userswap_sys::inject;
 use userswap_sys::signals::stderr_line;
+use userswap_sys::timing::now_ns;
 
 use crate::budget::Level;
+use crate::effort::{Step, Tries};
 use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
 use crate::spec::Policy;
@@ -29,12 +31,6 @@ const SKIPS: u64 = 15;
 
 /// Bytes of holes in the store that are not worth moving anything for.
 const COMPACT_FROM: u64 = 1 << 20;
-
-/// Blocks written in vain after which a charge goes over the limit: what is there does not compress.
-const MOST_IN_VAIN: usize = 64;
-
-/// Pauses, of a millisecond, before a charge that finds nothing to do goes over the limit.
-const PAUSES: usize = 4;
 
 /// Where the clock hand is.
 #[derive(Debug, Default)]
@@ -100,19 +96,6 @@ impl Inactive {
     }
 }
 
-/// What a step of the reclaimer came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Pages were staged or written.
-    Worked,
-    /// Pages were written in vain: they are back where they were.
-    InVain,
-    /// There is nothing to do but wait for other threads' writes.
-    OthersAtWork,
-    /// Nothing can be staged and nothing is staged.
-    Nothing,
-}
-
 /// A thread making room; it is not when this is dropped.
 struct Working<'a>(&'a AtomicUsize);
 
@@ -130,28 +113,26 @@ impl Shared {
     /// Makes room for `pages` and charges them; where no room can be made they are charged all the
     /// same, and that is said once.
     pub(crate) fn make_room(&self, pages: u64) {
-        // Twice round every chunk: the first may only have given second chances.
-        let mut steps = 64 + 2 * self.chunks();
-        let (mut in_vain, mut pauses) = (0, 0);
-        while steps > 0 && in_vain < MOST_IN_VAIN {
+        let mut tries = Tries::new(self.occupied());
+        loop {
             let step = self.reclaim_step();
-            self.budget.made_room(self.used_bytes());
+            self.budget.ease(self.used_bytes(), now_ns());
             if self.budget.charge(pages, self.other_bytes()) {
                 return;
             }
+            if !tries.go_on(step) {
+                break;
+            }
             match step {
-                Step::Worked => steps -= 1,
-                Step::InVain => in_vain += 1,
+                Step::Worked | Step::Barren | Step::InVain => {}
                 Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
-                Step::Nothing if pauses < PAUSES => {
+                Step::Nothing => {
                     // What is left is in other threads' hands, or in holes of the store, which only the
                     // reclaimer may close.
-                    pauses += 1;
                     self.swap.frames().empty_reserve();
                     self.reclaimer.ring();
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Step::Nothing => break,
             }
         }
         if self.strict {
@@ -161,7 +142,7 @@ impl Shared {
             ));
             userswap_sys::kill_process();
         }
-        let first = self.budget.exceed(self.used_bytes());
+        let first = self.budget.exceed(self.used_bytes(), now_ns());
         self.budget.force(pages);
         if first {
             let limit = self.budget.limit().unwrap_or(u64::MAX);
@@ -177,20 +158,21 @@ impl Shared {
         }
     }
 
-    /// Makes `limit` the limit, and room until it holds or nothing more can be done now.
+    /// Makes `limit` the limit, and room until it holds, as far as it can be held, or nothing more can be done now.
     pub(crate) fn lower_to(&self, limit: u64) {
         self.set_limit(limit);
-        // As many as make room for a charge: twice round every chunk, and some.
-        let mut steps = 64 + 2 * self.chunks();
-        while steps > 0 && self.used_bytes() > limit {
-            steps -= 1;
+        let mut tries = Tries::new(self.occupied());
+        while self.used_bytes() > self.budget.allowed() {
             // Step by step: a change of the address space may be waiting.
             let step = {
                 let _inside = self.moving.enter();
                 self.reclaim_step()
             };
+            if !tries.go_on(step) {
+                break;
+            }
             match step {
-                Step::Worked => {}
+                Step::Worked | Step::Barren => {}
                 Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
                 Step::InVain | Step::Nothing if self.tend() => {}
                 Step::InVain | Step::Nothing => break,
@@ -208,8 +190,8 @@ impl Shared {
         let Some(_working) = self.start_work() else {
             return Step::OthersAtWork;
         };
-        let is_long = self.inactive().is_long();
-        let staged = !is_long && self.stage_next();
+        let was_long = self.inactive().is_long();
+        let staged = !was_long && self.stage_next();
         let (oldest, is_long) = {
             let mut inactive = self.inactive();
             let is_long = inactive.is_long();
@@ -218,8 +200,9 @@ impl Shared {
             (oldest, is_long)
         };
         match oldest {
-            Some(block) if self.write_out(block) > 0 => Step::Worked,
-            Some(_) => Step::InVain,
+            Some(block) if self.write_out(block) == 0 => Step::InVain,
+            Some(_) if !was_long && !staged => Step::Barren,
+            Some(_) => Step::Worked,
             None if staged || is_long => Step::Worked,
             None if self.working.load(Ordering::Relaxed) > 1 => Step::OthersAtWork,
             None => Step::Nothing,
@@ -233,17 +216,19 @@ impl Shared {
         (before < self.most_working).then_some(working)
     }
 
-    /// Chunks of all regions.
-    fn chunks(&self) -> usize {
+    /// Chunks of all regions that may have something in memory.
+    fn occupied(&self) -> usize {
         let regions = self.regions();
-        regions.iter().map(|region| region.mm.table.chunks()).sum()
+        let tables = regions.iter().map(|region| &region.mm.table);
+        tables.map(|table| table.occupied()).sum()
     }
 
     /// Stages the next chunk that has something to stage. `false`: none has, or there is no room.
     fn stage_next(&self) -> bool {
-        let chunks = self.chunks();
+        let occupied = self.occupied();
         let regions = self.regions();
-        for _ in 0..chunks {
+        // Once round: pages that are passed over now may be asked the next time.
+        for _ in 0..occupied {
             let Some((region, chunk)) = self.advance(&regions) else {
                 return false;
             };
@@ -466,14 +451,14 @@ impl Shared {
                 // A store that grows passes pages on in the same measure.
                 let tended = self.tend();
                 match step {
-                    Step::Worked => {}
+                    Step::Worked | Step::Barren => {}
                     Step::InVain | Step::OthersAtWork | Step::Nothing if tended => {}
                     Step::InVain | Step::OthersAtWork | Step::Nothing => break,
                 }
             }
             while self.tend() {}
             let _inside = self.moving.enter();
-            self.budget.made_room(self.used_bytes());
+            self.budget.ease(self.used_bytes(), now_ns());
             self.compact_store();
         }
     }

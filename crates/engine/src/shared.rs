@@ -391,7 +391,11 @@ impl Shared {
         }
         let others = self.other_bytes();
         if self.budget.charge(pages, others) {
-            if self.budget.level(self.used_bytes()) == Level::Tight {
+            let used = self.used_bytes();
+            if self.budget.is_exceeded() {
+                self.budget.ease(used, now_ns());
+            }
+            if self.budget.level(used) == Level::Tight {
                 self.reclaimer.ring();
             }
             return 0;
@@ -440,6 +444,7 @@ impl Shared {
             + self.store_bytes()
             + self.swap.frames().staged_bytes();
         self.budget.set_rest(resident as i64 - counted as i64);
+        self.budget.ease(self.used_bytes(), now_ns());
     }
 
     /// Bytes in use, all told: what the limit is compared with.
