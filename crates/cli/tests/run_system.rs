@@ -3,77 +3,67 @@
 
 mod support;
 
-use support::limited::{compiled, folder, possible_with, same_within};
+use support::limited::{User, compiled, folder, possible_with, same_within};
+use support::programs::{check, check_stops, possible_for, programs, programs_of_every_user};
+use support::skip;
 
-/// How many processes swapped under each limit; `None`: it was not run.
-fn check(name: &str, limits: &[u64], arguments: &[&str]) -> Option<Vec<usize>> {
-    let test = format!("{name}_under_a_limit");
-    if !possible_with(&test, &["gcc", "timeout"]) {
-        return None;
-    }
-    let program = compiled(name);
-    let mut command = vec![program.as_str()];
-    command.extend(arguments);
-    Some(same_within(&test, &folder(&test), limits, &command))
-}
+programs_of_every_user!(User::Any);
 
-#[test]
-fn the_system_reads_and_writes_swapped_memory_by_every_way() {
-    check("transfers", &[38, 26], &["48"]);
+programs! { User::Any;
+    /// Pages of files leave first: those that the program has changed in a private mapping must not.
+    mappings_of_files_keep_what_was_changed_in_them: "files", [28], ["16"];
+    huge_pages_are_taken_apart_and_put_together: "huge", [44, 38], ["48"];
+    our_own_memory_is_never_taken_for_the_programs: "blocks", [40], ["48"];
+    /// Buffers that the kernel was told of, plain ones, and asynchronous requests; advice through a ring is refused.
+    the_kernel_works_on_swapped_memory_by_itself: "rings", [38, 26], ["48"];
+    /// Memory that the program handles the faults of is given back to it.
+    the_program_handles_faults_of_its_own_memory: "faults", [30], ["40"];
+    /// Everything that one process reads of another with process_vm_readv is there.
+    a_process_looks_at_another: "peers", [38], ["everything"];
 }
 
 /// What a program forbids itself it forbids us: its memory comes back before.
 #[test]
 fn a_program_that_filters_its_system_calls_has_its_memory_back() {
     for threads in [&["48"][..], &["48", "all"]] {
-        let Some(swapping) = check("confined", &[38], threads) else {
+        let Some(swapping) = check(User::Any, "confined", &[38], threads) else {
             return;
         };
         assert_eq!(swapping, [1]);
     }
 }
 
-/// Pages of files leave first: those that the program has changed in a private mapping must not.
+/// What cannot be swapped rightly is not swapped.
 #[test]
-fn mappings_of_files_keep_what_was_changed_in_them() {
-    check("files", &[28], &["16"]);
-}
-
-#[test]
-fn threads_change_mappings_under_each_other() {
-    check("mappings", &[32], &["16"]);
-}
-
-#[test]
-fn children_of_every_kind() {
-    // The program, a dozen children, and three children of theirs: each tells what it did, the program too, though
-    // others that borrowed its memory ended before it.
-    if let Some(swapping) = check("forks", &[40], &["24"]) {
-        assert_eq!(swapping, [16]);
+fn what_has_to_be_in_memory_stops_it_with_a_line() {
+    let test = "what_has_to_be_in_memory_stops_it_with_a_line";
+    if !possible_for(User::Any, test, &["gcc", "timeout"]) {
+        return;
     }
+    for when in ["early", "late"] {
+        check_stops(
+            User::Any,
+            "stops",
+            32,
+            &["memory", when],
+            "/proc/PID/mem",
+            true,
+        );
+    }
+    check_stops(User::Any, "locked", 38, &["48", "all"], "mlockall", true);
 }
 
+/// What a core has of a page is the page or nothing.
 #[test]
-fn handlers_for_faults_of_the_programs_own() {
-    check("handlers", &[38], &["48"]);
-}
-
-#[test]
-fn descriptors_are_all_closed_and_all_used() {
-    check("descriptors", &[38, 26], &["48"]);
-}
-
-#[test]
-fn threads_start_and_end() {
-    check("threads", &[40], &["48"]);
-}
-
-#[test]
-fn huge_pages_are_taken_apart_and_put_together() {
-    check("huge", &[44, 38], &["48"]);
-}
-
-#[test]
-fn our_own_memory_is_never_taken_for_the_programs() {
-    check("blocks", &[40], &["48"]);
+fn a_core_has_no_wrong_pages() {
+    let test = "a_core_has_no_wrong_pages";
+    if !possible_with(test, &["gcc", "timeout"]) {
+        return;
+    }
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    if pattern.trim() != "core" {
+        skip(test, "cores are not files in the current folder here");
+        return;
+    }
+    same_within(test, &folder(test), &[38], &[&compiled("dumps")]);
 }

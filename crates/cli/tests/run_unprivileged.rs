@@ -3,75 +3,17 @@
 
 mod support;
 
-use std::path::PathBuf;
+use support::limited::{User, folder, possible_unprivileged, same_for};
+use support::programs::{check_stops, programs, programs_of_every_user};
 
-use support::limited::{User, compiled, folder, possible_unprivileged, same_for};
-use support::records;
+programs_of_every_user!(User::Unprivileged);
 
-/// How many processes swapped under each limit; `None`: it was not run.
-fn check(name: &str, limits: &[u64], arguments: &[&str]) -> Option<Vec<usize>> {
-    let test = format!("{name}_without_privilege");
-    if !possible_unprivileged(&test, &["gcc"]) {
-        return None;
-    }
-    let program = compiled(name);
-    let mut command = vec![program.as_str()];
-    command.extend(arguments);
-    let folder = folder(&test);
-    Some(same_for(
-        User::Unprivileged,
-        &test,
-        &folder,
-        limits,
-        &command,
-    ))
-}
-
-#[test]
-fn calls_find_all_they_use_and_those_that_wait_keep_it() {
-    check("calls", &[38], &["48"]);
-}
-
-#[test]
-fn the_program_has_sigbus_to_itself() {
-    check("bus", &[38], &["48"]);
-}
-
-#[test]
-fn the_system_reads_and_writes_swapped_memory_by_every_way() {
-    check("transfers", &[38, 26], &["48"]);
-}
-
-#[test]
-fn threads_change_mappings_under_each_other() {
-    check("mappings", &[32], &["16"]);
-}
-
-#[test]
-fn children_of_every_kind() {
-    if let Some(swapping) = check("forks", &[40], &["24"]) {
-        assert_eq!(swapping, [16]);
-    }
-}
-
-#[test]
-fn handlers_for_faults_of_the_programs_own() {
-    check("handlers", &[38], &["48"]);
-}
-
-#[test]
-fn descriptors_are_all_closed_and_all_used() {
-    check("descriptors", &[38], &["48"]);
-}
-
-#[test]
-fn threads_start_and_end() {
-    check("threads", &[40], &["48"]);
-}
-
-#[test]
-fn memory_is_used_in_every_way() {
-    check("memory", &[96], &["96"]);
+programs! { User::Unprivileged;
+    calls_find_all_they_use_and_those_that_wait_keep_it: "calls", [38], ["48"];
+    the_program_has_sigbus_to_itself: "bus", [38], ["48"];
+    memory_is_used_in_every_way: "memory", [96], ["96"];
+    /// What is swapped out cannot be looked at from outside: that is said, and nothing else is shown.
+    a_process_looks_at_another: "peers", [38], ["what is there"];
 }
 
 #[test]
@@ -109,8 +51,6 @@ fn what_cannot_be_followed_stops_it_with_a_line() {
     if !possible_unprivileged(test, &["gcc"]) {
         return;
     }
-    let program = compiled("stops");
-    let folder = folder(test);
     for (how, said) in [
         ("rings", "io_uring"),
         ("aio", "io_uring, aio"),
@@ -123,32 +63,9 @@ fn what_cannot_be_followed_stops_it_with_a_line() {
     ] {
         // Before there is an engine, and after.
         for when in ["early", "late"] {
-            let stats = folder.join(format!("{how}-{when}.json"));
-            let output = User::Unprivileged
-                .userswap()
-                .args(["run", "--limit", "32M", "--stats"])
-                .arg(&stats)
-                .args(["--", &program, how, when])
-                .output()
-                .expect("userswap runs");
-            let complaints = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{how} {when}: {complaints}");
-            assert_eq!(
-                String::from_utf8_lossy(&output.stdout),
-                format!("{how} right\n"),
-                "{complaints}"
-            );
-            assert_eq!(complaints.lines().count(), 1, "{how} {when}: {complaints}");
-            assert!(
-                complaints.contains(said) && complaints.contains("limit is not held"),
-                "{how} {when}: {complaints}"
-            );
-            if how == "filter" {
-                // Its statistics are written while it can still write.
-                continue;
-            }
-            let text = std::fs::read_to_string(PathBuf::from(&stats)).expect("statistics");
-            assert_eq!(records(&text)[0]["faults_mode"], "none", "{text}");
+            // With a filter its statistics are written while it can still write.
+            let told = how != "filter";
+            check_stops(User::Unprivileged, "stops", 32, &[how, when], said, told);
         }
     }
 }

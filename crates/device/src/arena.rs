@@ -6,14 +6,14 @@
 
 use std::mem::{align_of, needs_drop, size_of};
 use std::ops::{Deref, Range};
-use std::ptr::{NonNull, null_mut, slice_from_raw_parts_mut};
+use std::ptr::{NonNull, slice_from_raw_parts_mut};
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes};
-use userswap_sys::own;
+use userswap_sys::{own, place};
 
 /// An anonymous, private mapping that takes no memory until it is written.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the system's choice aliases nothing.
         let base = unsafe {
             mm::mmap_anonymous(
-                null_mut(),
+                place::hint(len),
                 len,
                 // Until it is noted: somebody may be looking for memory of the program's, which can be written.
                 ProtFlags::empty(),

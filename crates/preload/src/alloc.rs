@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use dlmalloc::Dlmalloc;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use userswap_sys::signals::Blocked;
-use userswap_sys::{PAGE_SIZE, futex, own};
+use userswap_sys::{PAGE_SIZE, futex, own, place};
 
 /// Bytes from which on a piece is a mapping of its own.
 const LARGE: usize = 64 << 10;
@@ -141,7 +141,7 @@ fn map(size: usize) -> *mut u8 {
     // SAFETY: a fresh mapping, at addresses of the kernel's choice.
     let mapped = unsafe {
         mmap_anonymous(
-            std::ptr::null_mut(),
+            place::hint(len),
             len,
             ProtFlags::empty(),
             MapFlags::PRIVATE | MapFlags::NORESERVE,

@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect};
 use userswap_hook::{Call, Decision};
-use userswap_sys::PAGE_SIZE;
+use userswap_sys::{PAGE_SIZE, place};
 
 use crate::memory::{words, write_words};
 use crate::{raw, stacks};
@@ -67,7 +67,7 @@ impl Alternate {
         // SAFETY: a fresh mapping, at addresses of the kernel's choice.
         let mapped = unsafe {
             mmap_anonymous(
-                std::ptr::null_mut(),
+                place::hint(len),
                 len,
                 ProtFlags::empty(),
                 MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::STACK,

@@ -13,15 +13,16 @@ use userswap_sys::signals::Blocked;
 use crate::maps::LEAST;
 use crate::stop::{Why, stop};
 use crate::threads::Thread;
-use crate::{exit, forks, kept, masks, memory, monitor, raw, stacks, state};
+use crate::{exit, forks, kept, masks, memory, monitor, raw, rings, special, stacks, state};
 
 /// The calls looked at.
-const WANTED: [c_long; 20] = [
+const WANTED: [c_long; 21] = [
     libc::SYS_vmsplice,
     libc::SYS_setsockopt,
     libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,
+    libc::SYS_shmat,
     libc::SYS_brk,
     libc::SYS_madvise,
     libc::SYS_mprotect,
@@ -55,6 +56,7 @@ impl Handlers for Calls {
     fn wants(&self, nr: usize) -> bool {
         let number = nr as c_long;
         WANTED.contains(&number)
+            || special::CALLS.contains(&number)
             || state::is_inline()
                 && (userswap_hook::uses_memory(nr)
                     || memory::REFUSED.contains(&number)
@@ -189,6 +191,9 @@ fn change_process(call: &mut Call) -> Decision {
         }
         libc::SYS_mremap => change(call, remap),
         libc::SYS_brk => change(call, set_break),
+        libc::SYS_shmat => change(call, |process, call| {
+            special::attach(process, call, || make(call))
+        }),
         libc::SYS_madvise => change(call, advise),
         // What can be written is not dropped as if it were a file's still.
         libc::SYS_mprotect | libc::SYS_pkey_mprotect
@@ -213,6 +218,14 @@ fn change_process(call: &mut Call) -> Decision {
             stop_recycling();
             Decision::Run
         }
+        libc::SYS_io_uring_setup => {
+            stop_recycling();
+            if state::is_inline() {
+                return Decision::Run;
+            }
+            rings::set_up(call, || make(call))
+        }
+        number if special::CALLS.contains(&number) => special::before(call),
         libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {
             stop_recycling();
             Decision::Run
@@ -320,8 +333,38 @@ fn advise(process: &Process, call: &Call) -> isize {
             process.page_out(&range);
             0
         }
+        libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE if state::is_inline() => {
+            populate(process, call, range)
+        }
         _ => make(call),
     }
+}
+
+/// Has the pages of `range` made and brought in, in inline mode, where the kernel cannot: a piece at a time, as all of them may be
+/// more than the limit.
+fn populate(process: &Process, call: &Call, range: Range<usize>) -> isize {
+    const PIECE: usize = 1 << 20;
+    const MOST_TRIES: usize = 1000;
+    let write = call.args[2] as c_int == libc::MADV_POPULATE_WRITE;
+    if !range.start.is_multiple_of(PAGE_SIZE) || range.is_empty() {
+        return make(call);
+    }
+    for start in range.clone().step_by(PIECE) {
+        let piece = start..range.end.min(start + PIECE);
+        let mut part = *call;
+        (part.args[0], part.args[1]) = (piece.start, piece.len());
+        // What was brought in may be gone again before the kernel looks.
+        let mut tries = (0..MOST_TRIES).map(|_| {
+            process.bring_in(&piece, write);
+            make(&part)
+        });
+        let fault = -(libc::EFAULT as isize);
+        let result = tries.find(|&result| result != fault).unwrap_or(fault);
+        if result < 0 {
+            return result;
+        }
+    }
+    0
 }
 
 /// A mapping was made.

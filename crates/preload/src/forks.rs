@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
-use userswap_sys::{PAGE_SIZE, cpu, own};
+use userswap_sys::{PAGE_SIZE, cpu, own, place};
 
 /// The thread that forks; 0: none does.
 static FORKER: AtomicU32 = AtomicU32::new(0);
@@ -20,7 +20,7 @@ pub(crate) fn prepare() -> bool {
     // SAFETY: a fresh mapping, at addresses of the kernel's choice.
     let mapped = unsafe {
         mmap_anonymous(
-            std::ptr::null_mut(),
+            place::hint(PAGE_SIZE),
             PAGE_SIZE,
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::PRIVATE,

@@ -31,6 +31,14 @@ fn parse(line: &str) -> Option<Line<'_>> {
     })
 }
 
+/// Every mapping of `maps` but the kernel's own.
+pub(crate) fn all(maps: &str, mut found: impl FnMut(Range<usize>)) {
+    let lines = maps.lines().filter_map(parse);
+    for line in lines.filter(|line| !line.path.starts_with("[v")) {
+        found(line.range);
+    }
+}
+
 /// The mapping that `address` is in.
 pub(crate) fn containing(maps: &str, address: usize) -> Option<Range<usize>> {
     let mut lines = maps.lines().filter_map(parse);

@@ -122,8 +122,8 @@ pub(crate) fn begin(thread: &Thread, call: &mut Call) -> Option<usize> {
                 }
             }
         }
-        libc::SYS_open if names_memory(call.args[0], &readable) => stop(Why::OwnMemory),
-        libc::SYS_openat | libc::SYS_openat2 if names_memory(call.args[1], &readable) => {
+        libc::SYS_open if names_own_memory(call.args[0], &readable) => stop(Why::OwnMemory),
+        libc::SYS_openat | libc::SYS_openat2 if names_own_memory(call.args[1], &readable) => {
             stop(Why::OwnMemory);
         }
         _ => {}
@@ -160,21 +160,47 @@ fn is_own(process: usize) -> bool {
     process == own as usize || process == cpu::thread() as usize
 }
 
-/// Whether the path at `address`, which has been brought in, is that of a process's memory.
-fn names_memory(address: usize, readable: &Range<usize>) -> bool {
+/// Whether the path at `address`, which is in memory or will be for who asks, may be that of this process's memory.
+pub(crate) fn names_own_memory(address: usize, readable: &Range<usize>) -> bool {
     // Long enough for every such path; it begins with a folder that may be named otherwise.
     let mut path = [0; 64];
     let mut len = 0;
     while len < path.len() {
-        if !copy(address.wrapping_add(len), &mut path[len..=len], readable) {
+        let at = address.wrapping_add(len);
+        // A path may end where memory does.
+        let part = (path.len() - len).min(PAGE_SIZE - at % PAGE_SIZE);
+        if !copy(at, &mut path[len..len + part], readable) {
             return false;
         }
-        if path[len] == 0 {
-            return path[..len].ends_with(MEMORY_FILE);
+        if let Some(end) = path[len..len + part].iter().position(|&byte| byte == 0) {
+            let path = &path[..len + end];
+            return path.ends_with(MEMORY_FILE) && !is_of_another(path);
         }
-        len += 1;
+        len += part;
     }
     false
+}
+
+/// Whether the path leads through the folder of a process that is not this one.
+fn is_of_another(path: &[u8]) -> bool {
+    let Some(rest) = path.strip_prefix(b"/proc/") else {
+        return false;
+    };
+    let name = rest.split(|&byte| byte == b'/').next().unwrap_or(rest);
+    let number = std::str::from_utf8(name)
+        .ok()
+        .and_then(|name| name.parse::<usize>().ok());
+    number.is_some_and(|number| !is_own(number) && !is_thread_of_ours(number))
+}
+
+/// Whether a thread of this process has that number.
+fn is_thread_of_ours(number: usize) -> bool {
+    let call = |nr: c_long, arguments| {
+        // SAFETY: asks only: signal 0 is none.
+        unsafe { raw::make(&Call::new(nr as usize, arguments)) }
+    };
+    let own = call(libc::SYS_getpid, [0; 6]) as usize;
+    call(libc::SYS_tgkill, [own, number, 0, 0, 0, 0]) == 0
 }
 
 /// Copies the program's memory at `at`; `false`: there is none. What lies in `readable` is known to be there.
@@ -282,6 +308,8 @@ fn keep_in(range: Range<usize>) {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::CString;
+
     use super::*;
 
     #[test]
@@ -302,15 +330,24 @@ mod tests {
     fn the_files_of_memory_are_known_by_their_names() {
         for (path, is) in [
             (c"/proc/self/mem", true),
-            (c"/proc/12/task/13/mem", true),
+            (c"/proc/thread-self/mem", true),
+            (c"/proc/1/task/1/mem", false),
+            (c"/proc/1/mem", false),
             (c"self/mem", true),
             (c"mem", false),
             (c"/proc/self/maps", false),
             (c"/proc/meminfo", false),
         ] {
             assert_eq!(
-                names_memory(path.as_ptr() as usize, &(0..0)),
+                names_own_memory(path.as_ptr() as usize, &(0..0)),
                 is,
+                "{path:?}"
+            );
+        }
+        for number in [std::process::id(), cpu::thread()] {
+            let path = CString::new(format!("/proc/{number}/mem")).expect("no zeros");
+            assert!(
+                names_own_memory(path.as_ptr() as usize, &(0..0)),
                 "{path:?}"
             );
         }

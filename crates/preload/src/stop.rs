@@ -7,7 +7,7 @@ use userswap_sys::signals::Blocked;
 
 use crate::{monitor, raw, state};
 
-/// Why inline mode cannot go on: the kernel would use memory without our knowing, or a fault could not be handled.
+/// Why eviction cannot go on: the kernel would use memory without our knowing, a fault could not be handled, or the program wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Why {
@@ -22,9 +22,10 @@ pub(crate) enum Why {
     Stacks,
     Code,
     Unreadable,
+    Locked,
 }
 
-const ALL: [Why; 11] = [
+const ALL: [Why; 12] = [
     Why::Rings,
     Why::Filter,
     Why::OwnMemory,
@@ -36,6 +37,7 @@ const ALL: [Why; 11] = [
     Why::Stacks,
     Why::Code,
     Why::Unreadable,
+    Why::Locked,
 ];
 
 impl Why {
@@ -54,6 +56,7 @@ impl Why {
             Self::Unreadable => {
                 "this host does not let a process read its own memory (process_vm_readv)"
             }
+            Self::Locked => "the program locks all of its memory (mlockall)",
         }
     }
 }

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap};
-use userswap_sys::own;
+use userswap_sys::{own, place};
 
 /// Processes that can share a limit.
 pub const ROWS: usize = 4096;
@@ -48,7 +48,7 @@ impl Tree {
         // SAFETY: a fresh mapping, at addresses of the kernel's choice.
         let start = unsafe {
             mmap(
-                std::ptr::null_mut(),
+                place::hint(len),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,

@@ -29,6 +29,7 @@ pub mod inject;
 pub mod mapping;
 pub mod own;
 pub mod pagemap;
+pub mod place;
 pub mod ranges;
 pub mod signals;
 pub mod timing;

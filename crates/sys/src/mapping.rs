@@ -1,7 +1,6 @@
 //! Anonymous memory: reserving address space, advising the kernel about it, giving frames back, filling in advance.
 
 use std::ops::Range;
-use std::ptr;
 
 use rustix::mm::{
     Advice, MapFlags, MprotectFlags, MsyncFlags, ProtFlags, madvise, mmap_anonymous, mprotect,
@@ -10,7 +9,7 @@ use rustix::mm::{
 use thiserror::Error;
 
 use crate::inject::{self, Call};
-use crate::{Errno, PAGE_SIZE, own};
+use crate::{Errno, PAGE_SIZE, own, place};
 
 /// Why a mapping could not be made or changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -95,10 +94,10 @@ impl Mapping {
         }
         // mmap aligns to a page by itself; beyond that, ask for more and give back both ends.
         let asked = len.checked_add(align - PAGE_SIZE).ok_or(shape)?;
-        // SAFETY: a null hint without MAP_FIXED: the kernel picks addresses that nothing uses.
+        // SAFETY: a hint without MAP_FIXED: the kernel picks addresses that nothing uses.
         let got = unsafe {
             mmap_anonymous(
-                ptr::null_mut(),
+                place::hint(asked),
                 asked,
                 // Until it is noted: somebody may be looking for memory of the program's, which can be written.
                 ProtFlags::empty(),

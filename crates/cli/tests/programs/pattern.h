@@ -39,6 +39,19 @@ static inline void *map(size_t bytes)
     return mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
+/* Has the memory, whole pages, leave: at once under `userswap run` once memory is short, natively where there is swap. */
+static inline void page_out(void *memory, size_t bytes) { madvise(memory, bytes, MADV_PAGEOUT); }
+
+/* How many of the pages are in memory. */
+static inline size_t resident_pages(void *memory, size_t bytes)
+{
+    size_t pages = 0;
+    unsigned char there;
+    for (size_t at = 0; at < bytes; at += PAGE)
+        pages += mincore((char *)memory + at, PAGE, &there) == 0 && there & 1;
+    return pages;
+}
+
 /* Ends the program with the line at which what must hold does not. */
 #define MUST(condition)                                                                                                \
     do {                                                                                                               \

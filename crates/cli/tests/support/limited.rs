@@ -52,6 +52,14 @@ impl User {
         command
     }
 
+    /// For names of tests and folders.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            User::Any => "under_a_limit",
+            User::Unprivileged => "without_privilege",
+        }
+    }
+
     fn mode(self) -> &'static str {
         match self {
             User::Any => "auto",

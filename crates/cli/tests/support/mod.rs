@@ -1,7 +1,13 @@
 //! What the tests of the binary share.
-#![allow(dead_code, unused_imports, reason = "each test program uses a part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each test program uses a part"
+)]
 
 pub(crate) mod limited;
+pub(crate) mod programs;
 mod skip;
 
 use std::process::{Command, Output};

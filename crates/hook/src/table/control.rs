@@ -45,6 +45,13 @@ pub(crate) fn fcntl(walk: &mut Walk<'_>, at: usize) {
     }
 }
 
+pub(crate) fn mlock2(walk: &mut Walk<'_>, at: usize) {
+    // Filled when it is touched.
+    if walk.call.args[2] & libc::MLOCK_ONFAULT as usize == 0 {
+        walk.both(at, walk.call.args[1]);
+    }
+}
+
 pub(crate) fn clone_parent(walk: &mut Walk<'_>, at: usize) {
     // Without its own place the descriptor is written to the parent's word.
     nested::clone_words(walk, walk.call.args[0] & !(CHILD_WORD), at, at, 0);

@@ -138,8 +138,9 @@ pub(crate) const ROWS: &[Row] = &[
     Row(nr::__NR_brk, &[]),
     Row(nr::__NR_msync, &[]),
     Row(nr::__NR_madvise, &[]),
-    Row(nr::__NR_mlock, &[]),
-    Row(nr::__NR_mlock2, &[]),
+    // What is locked is filled as by a write
+    Row(nr::__NR_mlock, &[(0, Both(Len(1)))]),
+    Row(nr::__NR_mlock2, &[(0, Via(control::mlock2))]),
     Row(nr::__NR_munlock, &[]),
     Row(nr::__NR_mlockall, &[]),
     Row(nr::__NR_munlockall, &[]),
