@@ -22,14 +22,15 @@ programs! { User::Any;
     a_process_looks_at_another: "peers", [38], ["everything"];
 }
 
-/// What a program forbids itself it forbids us: its memory comes back before.
+/// What a program forbids itself it forbids us: its memory comes back before. What its children forbid themselves is theirs:
+/// the program goes on under its limit, whether they have its memory, for a while, or a copy of it.
 #[test]
-fn a_program_that_filters_its_system_calls_has_its_memory_back() {
-    for threads in [&["48"][..], &["48", "all"]] {
-        let Some(swapping) = check(User::Any, "confined", &[38], threads) else {
+fn programs_that_filter_their_system_calls() {
+    for (who, processes) in [("thread", 1), ("all", 1), ("vfork", 1), ("clone", 2)] {
+        let Some(swapping) = check(User::Any, "confined", &[38], &["48", who]) else {
             return;
         };
-        assert_eq!(swapping, [1]);
+        assert_eq!(swapping, [processes], "{who}");
     }
 }
 

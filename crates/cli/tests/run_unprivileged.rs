@@ -4,7 +4,7 @@
 mod support;
 
 use support::limited::{User, folder, possible_unprivileged, same_for};
-use support::programs::{check_stops, programs, programs_of_every_user};
+use support::programs::{check, check_stops, programs, programs_of_every_user};
 
 programs_of_every_user!(User::Unprivileged);
 
@@ -42,6 +42,16 @@ print(sums, hashlib.sha256(repr(table).encode()).hexdigest())
         &[52],
         &["python3", "-c", script],
     );
+}
+
+#[test]
+fn children_that_filter_their_system_calls() {
+    for (who, processes) in [("vfork", 1), ("clone", 2)] {
+        let Some(swapping) = check(User::Unprivileged, "confined", &[38], &["48", who]) else {
+            return;
+        };
+        assert_eq!(swapping, [processes], "{who}");
+    }
 }
 
 /// Where memory could be used behind our back nothing is swapped out, and that is said.

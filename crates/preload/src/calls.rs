@@ -419,6 +419,7 @@ fn forked(side: Side) {
     monitor::shares_memory();
     if side == Side::Child {
         state::only_this_thread();
+        monitor::no_monitor();
         exit::belongs_to_this_process();
     }
     let Some(process) = state::engine() else {
@@ -440,6 +441,10 @@ fn is_confinement(mode: usize, filter: usize) -> bool {
 /// The program is about to confine its system calls: ours could end it. What there is to write is written now, and from
 /// then on nothing is done for it any more.
 fn confined(all_threads: bool) {
+    // A child that borrows this memory confines itself, not whom it borrows from.
+    if !exit::is_owner() {
+        return;
+    }
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
     exit::finish();
     monitor::confined(all_threads);

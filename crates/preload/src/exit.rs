@@ -26,6 +26,11 @@ pub(crate) fn belongs_to_this_process() {
     OWNER.store(std::process::id(), Ordering::Relaxed);
 }
 
+/// Whether this memory is this process's: not a parent's, borrowed until another program is started (vfork).
+pub(crate) fn is_owner() -> bool {
+    OWNER.load(Ordering::Relaxed) == std::process::id()
+}
+
 /// What [`finish`] shall do.
 pub(crate) fn prepare(config: &'static Config) {
     belongs_to_this_process();
@@ -41,8 +46,8 @@ pub(crate) fn config() -> Option<&'static Config> {
 pub(crate) fn finish() {
     static DONE: AtomicBool = AtomicBool::new(false);
     let Some(config) = CONFIG.get() else { return };
-    // A child that borrows this memory until it starts another program: its end is not this process's.
-    if OWNER.load(Ordering::Relaxed) != std::process::id() || DONE.swap(true, Ordering::Relaxed) {
+    // The end of a child that borrows this memory is not this process's.
+    if !is_owner() || DONE.swap(true, Ordering::Relaxed) {
         return;
     }
     let (_bypass, _blocked, _within) = (Bypass::new(), Blocked::new(), Within::new());

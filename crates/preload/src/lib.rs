@@ -95,9 +95,7 @@ extern "C" fn in_child() {
             std::process::id()
         ));
         // Its system calls on swapped-out memory would fail.
-        process.take_no_more();
-        process.retire();
-        state::end();
+        state::end(process);
         monitor::give_up();
     }
     monitor::start(config);

@@ -32,6 +32,15 @@ static FORKED: AtomicBool = AtomicBool::new(false);
 /// The engine cannot be had in this process, and that was said.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
+/// There is a monitor in this process, or will be at once.
+static RUNS: AtomicBool = AtomicBool::new(false);
+
+/// The program has confined its system calls.
+static CONFINED: AtomicBool = AtomicBool::new(false);
+
+/// 1: the monitor shall park; 2: it does.
+static PARK: AtomicU32 = AtomicU32::new(0);
+
 /// Bytes by which the program's memory has grown since somebody looked.
 static GROWN: AtomicU64 = AtomicU64::new(0);
 
@@ -98,6 +107,9 @@ pub(crate) fn grew(bytes: usize) {
     }
 }
 
+/// How long a program that confines all its threads waits for the monitor to park, which is at work for less than that.
+const PARK_WAIT: Duration = Duration::from_secs(10);
+
 /// Waits until the monitor is asleep, and keeps it so until [`release`].
 pub(crate) fn hold() {
     // Acquire: what the monitor did is seen.
@@ -116,6 +128,7 @@ pub(crate) fn release() {
 pub(crate) fn start(config: &'static Config) {
     let _bypass = Bypass::new();
     own::expect_thread();
+    RUNS.store(true, Ordering::Relaxed);
     let started = std::thread::Builder::new()
         .name("userswap".into())
         // Larger than any that libc keeps from threads of the program, in memory that may be swapped.
@@ -128,9 +141,15 @@ pub(crate) fn start(config: &'static Config) {
             watch(config);
         });
     if started.is_err() {
+        no_monitor();
         own::expect_no_thread();
         refuse("no thread can be started");
     }
+}
+
+/// In a child of fork, which has none until one is started; or it cannot be started.
+pub(crate) fn no_monitor() {
+    RUNS.store(false, Ordering::Relaxed);
 }
 
 /// The engine cannot be had in this process, which has been said.
@@ -143,9 +162,7 @@ pub(crate) fn confined(all_threads: bool) {
     CONFINED.store(true, Ordering::Relaxed);
     hold();
     if let Some(process) = state::engine() {
-        process.take_no_more();
-        process.retire();
-        state::end();
+        state::end(process);
         refuse(BY_FILTER);
     } else if all_threads {
         refuse(BY_FILTER);
@@ -159,24 +176,22 @@ pub(crate) fn confined(all_threads: bool) {
 /// Has the monitor sleep for good, in a call that has begun: its next one could be the end of the process.
 fn park() {
     PARK.store(1, Ordering::SeqCst);
+    let since = Instant::now();
     while PARK.load(Ordering::SeqCst) == 1 {
-        LOOK.fetch_add(1, Ordering::Relaxed);
-        futex::wake_all(&LOOK);
+        if !RUNS.load(Ordering::Relaxed) || since.elapsed() > PARK_WAIT {
+            return;
+        }
+        look_now();
         std::thread::sleep(SHORTEST);
     }
     // It is about to make that call.
     std::thread::sleep(SHORTEST * 4);
 }
 
-/// 1: the monitor shall park; 2: it does.
-static PARK: AtomicU32 = AtomicU32::new(0);
-
 /// Whether the program has confined its system calls.
 pub(crate) fn is_confined() -> bool {
     CONFINED.load(Ordering::Relaxed)
 }
-
-static CONFINED: AtomicBool = AtomicBool::new(false);
 
 const BY_FILTER: &str = "the program filters its system calls (seccomp), which ours could not pass";
 
@@ -312,13 +327,13 @@ fn begin(config: &Config, limit: u64) {
         masks::note_actions();
     }
     if !state::begin(process) {
-        state::end();
+        state::end(process);
         return refuse("a change of the address space does not end");
     }
     if config.inline {
         // The program may have put a handler of its own there just before.
         if let Err(errno) = signals::reinstall() {
-            state::end();
+            state::end(process);
             return refuse(&format!("the SIGBUS handler cannot be installed ({errno})"));
         }
         // What was found wrong before the engine was known.

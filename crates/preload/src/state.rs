@@ -69,13 +69,17 @@ pub(crate) fn only_this_thread() {
     UNSEEN.store(0, Ordering::SeqCst);
 }
 
-/// The engine is not to be used any more: it has nothing.
-pub(crate) fn end() {
+/// Brings back all that `engine` has taken on, and takes it for gone: nobody asks it any more. Signals are blocked, and no
+/// call of this thread is looked at.
+pub(crate) fn end(engine: &'static Process) {
+    engine.take_no_more();
+    engine.retire();
+    // Only now: until then changes go through it.
     ENGINE.store(std::ptr::null_mut(), Ordering::SeqCst);
 }
 
 /// Makes `engine` the one that changes go through. `false`: a change that began before does not end; nothing may be
-/// taken on then.
+/// taken on then, and [`end`] follows: what the program got since may have been.
 pub(crate) fn begin(engine: &'static Process) -> bool {
     ENGINE.store(std::ptr::from_ref(engine).cast_mut(), Ordering::SeqCst);
     let since = Instant::now();

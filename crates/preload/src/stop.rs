@@ -120,9 +120,7 @@ pub(crate) fn finish() {
     if AT_IT.swap(true, Ordering::SeqCst) {
         return;
     }
-    process.take_no_more();
-    process.retire();
-    state::end();
+    state::end(process);
     monitor::refuse(why.text());
 }
 
