@@ -236,6 +236,10 @@ pub(crate) struct StressArgs {
     /// How faults reach the engine
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) faults: FaultsArg,
+    /// Swap devices on and off meanwhile, one after the other: swapon of another like --device, then swapoff of the one
+    /// there was
+    #[arg(long)]
+    pub(crate) swapoff: bool,
     /// How long a worker sleeps between two pages; with very many workers between several pages, so that a round
     /// takes no more than 4 million sleeps (32,000 workers: a minute or two on 2 CPUs). 0 never sleeps
     #[arg(long, value_name = "DUR", default_value = "10us", value_parser = parse_duration)]

@@ -69,6 +69,14 @@ impl Memory {
         }
     }
 
+    /// The engine, if it is one that swaps.
+    pub(crate) fn swap_engine(&self) -> Option<&Engine> {
+        match &self.backing {
+            Backing::Engine { engine, .. } => Some(engine),
+            Backing::Kernel { .. } => None,
+        }
+    }
+
     /// How the engine takes faults; none for kernel memory.
     pub(crate) fn fault_mode(&self) -> Option<FaultMode> {
         match &self.backing {

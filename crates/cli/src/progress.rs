@@ -38,6 +38,37 @@ impl Progress {
     }
 }
 
+/// How far a swapoff is.
+#[derive(Debug)]
+pub(crate) struct Drain {
+    bar: ProgressBar,
+}
+
+impl Drain {
+    /// For swapoff number `number`.
+    pub(crate) fn new(number: u32) -> Self {
+        let bar = ProgressBar::new(0);
+        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes}");
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.set_message(format!("swapoff {number}"));
+        Self { bar }
+    }
+
+    /// `left` of `total` bytes are still in the device.
+    pub(crate) fn show(&self, left: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(total.saturating_sub(left));
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();

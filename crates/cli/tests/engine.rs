@@ -70,6 +70,32 @@ fn stress_shows_the_loss_of_the_unpinned_way() {
 }
 
 #[test]
+fn stress_exchanges_devices_and_loses_nothing() {
+    if !usable("stress_exchanges_devices_and_loses_nothing") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("file:{}", folder.path().display());
+    for device in ["ram", "zram", &file] {
+        let line = "stress --swapoff --size 4M --area 8M --workers 32 --rounds 2 --json --device";
+        let args: Vec<_> = line.split(' ').chain([device]).collect();
+        let (status, stdout, stderr) = outcome(&args);
+        assert_eq!(status, Some(0), "{device}: {stdout}{stderr}");
+        assert_eq!(stderr, "", "no progress where there is no terminal");
+        for record in records(&stdout) {
+            assert!(record["swapoffs"].as_u64() > Some(0), "{device}: {record}");
+            assert_eq!(
+                (&record["lost"], &record["misloads"]),
+                (&0.into(), &0.into())
+            );
+        }
+    }
+    let (status, _, stderr) = outcome(&["stress", "--swapoff", "--target", "kernel"]);
+    assert_eq!(status, Some(2));
+    assert!(stderr.contains("--swapoff is the engine's"), "{stderr}");
+}
+
+#[test]
 fn stress_prints_a_record_a_round() {
     if !usable("stress_prints_a_record_a_round") {
         return;

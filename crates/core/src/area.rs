@@ -21,6 +21,8 @@ const BYTES_PER_SLOT: u64 = 8;
 /// A swap area.
 pub struct SwapArea {
     number: usize,
+    /// Which of several areas slots come from first: the highest.
+    priority: i32,
     device: Guarded,
     properties: Properties,
     map: SlotMap,
@@ -35,13 +37,19 @@ impl SwapArea {
     /// An area on `device`, with number `number` in its entries.
     #[must_use]
     pub fn new(number: usize, device: Box<dyn Device>) -> Self {
-        Self::keeping(number, device, Kept::default())
+        Self::keeping(number, device, 0, Kept::default())
     }
 
-    pub(crate) fn keeping(number: usize, device: Box<dyn Device>, kept: Kept) -> Self {
+    pub(crate) fn keeping(
+        number: usize,
+        device: Box<dyn Device>,
+        priority: i32,
+        kept: Kept,
+    ) -> Self {
         let slots = device.slots().min(MAX_SLOTS);
         Self {
             number,
+            priority,
             properties: device.properties(),
             map: SlotMap::new(slots as usize),
             clusters: Clusters::new(slots, kept),
@@ -50,6 +58,18 @@ impl SwapArea {
             kept,
             device: Guarded(device),
         }
+    }
+
+    /// The number in its entries.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Which of several areas slots come from first: the highest.
+    #[must_use]
+    pub fn priority(&self) -> i32 {
+        self.priority
     }
 
     /// The device.

@@ -177,6 +177,10 @@ pub trait Device: Send + Sync {
         let _ = bytes;
     }
 
+    /// The area is closed: no slot is in use, and none is read, written or discarded from now on. Gives up what the device
+    /// holds: files, space in them, memory.
+    fn retire(&self) {}
+
     /// The process is about to fork, and the child shall have the slots too. Nobody uses the device until
     /// [`Device::fork_end`].
     fn fork_begin(&self) {}

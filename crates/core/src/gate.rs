@@ -66,6 +66,12 @@ impl Gate {
         }
     }
 
+    /// Whether it is closed, or being closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// In a child of fork, while the gate is closed: whoever was about to enter or leave in the parent is not here.
     pub fn forget_users(&self) {
         for shard in &self.inside {

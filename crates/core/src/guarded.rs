@@ -91,6 +91,14 @@ impl Device for Guarded {
         self.0.note_limit(bytes);
     }
 
+    fn retire(&self) {
+        // What could not be given up is held until the end.
+        let _ = self.guard(|device| {
+            device.retire();
+            Ok(())
+        });
+    }
+
     fn fork_begin(&self) {
         self.0.fork_begin();
     }

@@ -132,15 +132,22 @@ impl<F: Frames> Swap<F> {
         }
     }
 
-    /// swapon: adds an area on `device`. `None`: all numbers are taken.
+    /// swapon: adds an area on `device`, of priority 0. `None`: all numbers are taken; they are not used again.
     pub fn add_area(&self, device: Box<dyn Device>) -> Option<&SwapArea> {
+        self.add_area_at(device, 0)
+    }
+
+    /// [`Swap::add_area`] with a priority: slots come from the area of the highest that has any, and among equals from
+    /// the one that was added first.
+    pub fn add_area_at(&self, device: Box<dyn Device>, priority: i32) -> Option<&SwapArea> {
         let mut device = Some(device);
         self.areas.iter().enumerate().find_map(|(number, area)| {
             if area.get().is_some() {
                 return None;
             }
             let area = area.get_or_init(|| {
-                SwapArea::keeping(number, device.take().expect("used once"), self.kept)
+                let device = device.take().expect("used once");
+                SwapArea::keeping(number, device, priority, self.kept)
             });
             // Somebody else's swapon may have come first.
             device.is_none().then_some(area)
@@ -150,6 +157,17 @@ impl<F: Frames> Swap<F> {
     /// The areas there are or were; those that were are empty.
     pub fn areas(&self) -> impl Iterator<Item = &SwapArea> {
         self.areas.iter().map_while(OnceLock::get)
+    }
+
+    /// The areas there are: those that swapoff has not closed.
+    pub fn open_areas(&self) -> impl Iterator<Item = &SwapArea> {
+        self.areas().filter(|area| !area.gate().is_closed())
+    }
+
+    /// The area with this number, if there is or was one.
+    #[must_use]
+    pub fn area_number(&self, number: usize) -> Option<&SwapArea> {
+        self.areas.get(number)?.get()
     }
 
     /// The frame pool.

@@ -4,6 +4,8 @@
 //! pages are then in the swap cache, unwritten. A fault takes them back without I/O, so the staged
 //! blocks are also the inactive list. *Writing* gives their data to the device and their frames back.
 
+use std::cmp::Reverse;
+
 use crate::area::SwapArea;
 use crate::cache::Lock;
 use crate::device::DeviceError;
@@ -50,6 +52,8 @@ pub struct Written {
     pub failed: u64,
     /// Why the last of `failed` could not be written.
     pub error: Option<DeviceError>,
+    /// The number of the area it was to be written to.
+    pub failed_area: usize,
 }
 
 /// What [`Swap::discard`] met.
@@ -202,14 +206,23 @@ impl<F: Frames> Swap<F> {
         self.waiters.wake(indices(left).map(|i| entries[i]));
     }
 
-    /// Slots from the first area that has any.
+    /// Slots from the area of the highest priority that has any.
     fn allocate(&self, out: &mut [u64]) -> Option<(&SwapArea, crate::gate::Pass<'_>, usize)> {
-        self.areas().find_map(|area| {
-            let reference = area.enter()?;
+        let mut asked = 0_u64;
+        loop {
+            let left = self.areas().filter(|area| asked & bit(area.number()) == 0);
+            // Of equals the first: the key is unique, whatever `max_by_key` does with them.
+            let area = left.max_by_key(|area| (area.priority(), Reverse(area.number())))?;
+            asked |= bit(area.number());
+            let Some(reference) = area.enter() else {
+                continue;
+            };
             step::at(Step::AllocateSlot);
             let got = area.allocate(out);
-            (got > 0).then_some((area, reference, got))
-        })
+            if got > 0 {
+                return Some((area, reference, got));
+            }
+        }
     }
 
     /// Writes the pages of `block` in `mask` that are still staged, and frees their frames.
@@ -265,6 +278,7 @@ impl<F: Frames> Swap<F> {
                 self.unlock_pages(block, bit(index), [entry]);
                 result.failed |= bit(index);
                 result.error = Some(error);
+                result.failed_area = entry.area();
                 continue;
             }
             let dropped = area.slot(entry).count == 0;

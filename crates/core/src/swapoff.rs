@@ -37,7 +37,27 @@ impl<F: Frames> Swap<F> {
         area: &SwapArea,
     ) -> Result<usize, (usize, usize, FaultError)> {
         let mut brought = 0;
-        for page in 0..mm.table.pages() {
+        for chunk in 0..mm.table.chunks() {
+            match self.unuse_chunk(mm, chunk, area) {
+                Ok(pages) => brought += pages,
+                Err((pages, page, error)) => return Err((brought + pages, page, error)),
+            }
+        }
+        Ok(brought)
+    }
+
+    /// [`Swap::unuse`] for one chunk.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unuse_chunk<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        area: &SwapArea,
+    ) -> Result<usize, (usize, usize, FaultError)> {
+        let mut brought = 0;
+        for page in pages_of(mm, chunk) {
             while self.holds(mm, page, area) {
                 match self.fault(
                     mm,
@@ -57,18 +77,38 @@ impl<F: Frames> Swap<F> {
         Ok(brought)
     }
 
+    /// How many pages of `chunk` are in `area` now, staged ones included.
+    pub fn count_in<S: AddressSpace<Frames = F>>(
+        &self,
+        mm: &Mm<S>,
+        chunk: usize,
+        area: &SwapArea,
+    ) -> usize {
+        pages_of(mm, chunk)
+            .filter(|&page| self.holds(mm, page, area))
+            .count()
+    }
+
     fn holds<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize, area: &SwapArea) -> bool {
         step::at(Step::ScanPte);
         let entry = mm.table.load(page).entry();
         entry.is_some_and(|entry| std::ptr::eq(self.area_of(entry), area))
     }
 
-    /// Closes `area`, none of whose slots is in use: returns when nobody uses its device any more.
+    /// Closes `area`, none of whose slots is in use: returns when nobody uses its device any more, which
+    /// then gives up what it holds.
     ///
     /// # Panics
     /// If slots are in use.
     pub fn end_swapoff(&self, area: &SwapArea) {
         assert_eq!(area.used(), 0, "swapoff of an area in use");
         area.gate().close();
+        area.device().retire();
     }
+}
+
+/// The pages of a chunk.
+fn pages_of<S: AddressSpace>(mm: &Mm<S>, chunk: usize) -> std::ops::Range<usize> {
+    let first = chunk * CHUNK_PAGES;
+    first..(first + CHUNK_PAGES).min(mm.table.pages())
 }

@@ -120,6 +120,74 @@ fn a_stopped_area_is_passed_over_for_the_next() {
 }
 
 #[test]
+fn slots_come_from_the_area_of_the_highest_priority_that_has_any() {
+    let swap = soft::swap(8, Way::Direct);
+    for (slots, priority) in [(256, 0), (256, -1), (64, 3), (10, 3), (256, 1)] {
+        swap.add_area_at(Box::new(device(slots, PLAIN).0), priority)
+            .expect("few areas");
+    }
+    let mm = swapped(&swap);
+    // A chunk takes what one area has; the rest of the second, of 36 pages, is for the next.
+    page_out(&swap, &mm, 1, u64::MAX);
+    let used: Vec<u64> = swap.areas().map(|area| area.used()).collect();
+    assert_eq!(used, [0, 0, 64, 10, 26]);
+    (0..PAGES).for_each(|page| assert_eq!(load(&swap, &mm, page), Ok(page as u64 + 1)));
+    check_empty(&swap, &[&mm]);
+}
+
+#[test]
+fn one_area_is_drained_into_another_under_load_and_nothing_is_lost() {
+    for way in SAFE {
+        support::within_reason(move || {
+            let (swap, _) = setup(way, 128, PLAIN);
+            let mm = soft::mm(&swap, PAGES, None);
+            thread::scope(|scope| {
+                let workers: Vec<_> = (0..3)
+                    .map(|worker| {
+                        let (swap, mm) = (&swap, &mm);
+                        scope.spawn(move || {
+                            for turn in 0..3_000_u64 {
+                                // Each page has one writer, so its version is known.
+                                let page = turn as usize * 7 % (PAGES / 3) * 3 + worker;
+                                let before = load(swap, mm, page).expect("loaded");
+                                store(swap, mm, page, before + 1).expect("stored");
+                                page_out(swap, mm, turn as usize % 2, turn.rotate_right(7) | 0xff0);
+                            }
+                        })
+                    })
+                    .collect();
+                // Two areas at any time, of which the one that came first is drained.
+                for priority in 1..50 {
+                    let old = swap.open_areas().next().expect("an area");
+                    let new = swap
+                        .add_area_at(Box::new(device(128, PLAIN).0), priority)
+                        .expect("few areas");
+                    while new.used() == 0 && !workers.iter().all(|worker| worker.is_finished()) {
+                        thread::yield_now();
+                    }
+                    swap.begin_swapoff(old);
+                    while old.used() > 0 {
+                        for chunk in 0..mm.table.chunks() {
+                            swap.unuse_chunk(&mm, chunk, old).expect("all can be read");
+                            // Nothing comes to an area that is being drained but what was on its way.
+                            (0..2).for_each(|chunk| page_out(&swap, &mm, chunk, 0xff00));
+                        }
+                    }
+                    swap.end_swapoff(old);
+                    assert_eq!(swap.open_areas().count(), 1);
+                }
+            });
+            let sum: u64 = (0..PAGES)
+                .map(|page| load(&swap, &mm, page).expect("loaded"))
+                .sum();
+            assert_eq!(sum, 9_000, "updates are lost");
+            assert!(swap.frames().in_use() == 0);
+            check_empty(&swap, &[&mm]);
+        });
+    }
+}
+
+#[test]
 #[should_panic(expected = "swapoff of an area in use")]
 fn an_area_in_use_is_not_closed() {
     let (swap, _) = setup(Way::Direct, 256, PLAIN);

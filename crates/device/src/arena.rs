@@ -187,6 +187,17 @@ unsafe impl Zeroed for AtomicU64 {}
 // SAFETY: an array of such.
 unsafe impl<const N: usize> Zeroed for [AtomicU64; N] {}
 
+/// Types that are nothing but atomics: other threads may see them change at any time.
+///
+/// # Safety
+/// Every byte of a value must be part of an atomic.
+pub(crate) unsafe trait Atomics: Zeroed {}
+
+// SAFETY: it is one.
+unsafe impl Atomics for AtomicU64 {}
+// SAFETY: an array of such.
+unsafe impl<const N: usize> Atomics for [AtomicU64; N] {}
+
 /// A slice in a mapping of its own.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
@@ -248,6 +259,17 @@ impl<T> Table<T> {
             table.len = index + 1;
         }
         Ok(table)
+    }
+
+    /// Makes all items zero, and gives their memory back to the system.
+    pub(crate) fn clear(&self)
+    where
+        T: Atomics,
+    {
+        // SAFETY: whoever has a reference to an item sees its atomics become zero, as if somebody had stored that; the
+        // addresses stay ours.
+        let cleared = unsafe { self.mapping.release(0, self.mapping.len()) };
+        debug_assert!(cleared, "the mapping is ours");
     }
 
     /// Bytes reserved, resident or not.
@@ -347,6 +369,18 @@ mod tests {
         table[1 << 29].store(7, Relaxed);
         assert_eq!(table[1 << 29].load(Relaxed), 7);
         assert_eq!(table[12345].load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_cleared_table_is_zero_and_can_be_written() {
+        let table = Table::<[AtomicU64; 3]>::zeroed(1 << 20).unwrap();
+        for item in [0, 5, 1 << 19] {
+            table[item][2].store(7, Relaxed);
+        }
+        table.clear();
+        assert_eq!(table[5][2].load(Relaxed), 0);
+        table[5][2].store(8, Relaxed);
+        assert_eq!(table[5][2].load(Relaxed), 8);
     }
 
     #[test]

@@ -124,6 +124,12 @@ impl Device for Ram {
 
     fn discard(&self, _slot: u64) {}
 
+    fn retire(&self) {
+        self.pages.clear();
+        self.written.clear();
+        self.written_pages.store(0, Relaxed);
+    }
+
     fn usage(&self) -> Usage {
         let pages = self.written_pages.load(Relaxed);
         let bytes = pages * PAGE_SIZE as u64;
@@ -156,6 +162,8 @@ mod tests {
         assert_eq!(back, page);
         let usage = ram.usage();
         assert_eq!((usage.raw_pages, usage.memory_bytes), (1, 4096));
+        ram.retire();
+        assert_eq!(ram.usage().memory_bytes, 0);
         assert!(!ram.properties().discards && ram.properties().synchronous);
         assert_eq!(ram.slots(), 10);
     }

@@ -102,6 +102,13 @@ impl<W: SlotWord> Slots<W> {
         }
     }
 
+    /// Makes every slot empty, none of which is locked, and gives the table's memory back.
+    pub(crate) fn clear(&self) {
+        self.words.clear();
+        self.touched.clear();
+        self.touched_pages.store(0, Relaxed);
+    }
+
     /// Pages of the table that take memory; each holds [`WORDS_PER_PAGE`] words.
     pub(crate) fn touched_pages(&self) -> u64 {
         self.touched_pages.load(Relaxed)
@@ -186,5 +193,9 @@ mod tests {
             slots.touch(slot);
         }
         assert_eq!(slots.resident_bytes() - empty, 3 * PAGE_SIZE as u64);
+        slots.clear();
+        assert_eq!(slots.resident_bytes(), empty);
+        slots.touch(1);
+        assert_eq!(slots.resident_bytes() - empty, PAGE_SIZE as u64);
     }
 }

@@ -262,6 +262,13 @@ impl Device for Tiered {
         self.share.store(bytes / STORE_SHARE, Relaxed);
     }
 
+    fn retire(&self) {
+        self.above.retire();
+        self.below.retire();
+        self.stamps.clear();
+        self.highest.store(0, Relaxed);
+    }
+
     fn fork_begin(&self) {
         self.below.fork_begin();
     }

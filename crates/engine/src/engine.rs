@@ -1,7 +1,7 @@
 //! Building and owning an engine.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 
 use userswap_core::device::{Device, PAGE_SIZE};
@@ -273,7 +273,11 @@ impl PoolSize {
     }
 }
 
-fn make_device(spec: &DeviceSpec, area: u64, limited: bool) -> Result<Box<dyn Device>, Error> {
+pub(crate) fn make_device(
+    spec: &DeviceSpec,
+    area: u64,
+    limited: bool,
+) -> Result<Box<dyn Device>, Error> {
     let slots = area / PAGE_SIZE as u64;
     let failed = |error| Error::Device { bytes: area, error };
     let zram = |codec, refuse_incompressible| {
@@ -408,7 +412,7 @@ impl Drop for Owner {
 /// # Ok::<(), userswap::Error>(())
 /// ```
 pub struct Engine {
-    owner: Arc<Owner>,
+    pub(crate) owner: Arc<Owner>,
 }
 
 impl Engine {
@@ -469,67 +473,6 @@ impl Engine {
             return Err(Error::NoLimit);
         }
         shared.lower_to(bytes);
-        Ok(())
-    }
-
-    /// Brings everything back into memory and closes the swap area. The engine's regions go on working;
-    /// nothing is swapped out any more.
-    ///
-    /// # Errors
-    /// It does not fit within the limit, or a page cannot be read: then the area stays as it was, and
-    /// nothing is lost.
-    pub fn swapoff(&self) -> Result<(), Error> {
-        let _blocked = Blocked::new();
-        let shared = &*self.owner.shared;
-        // One at a time: a second call must not return before the first has come to an end.
-        let _turn = shared
-            .swapoff
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(limit) = shared.budget.limit() {
-            // Not by slots: a slot that regions share becomes a page of each.
-            let swapped: u64 = shared
-                .regions()
-                .iter()
-                .map(|region| region.swapped_pages())
-                .sum();
-            let pages = shared.budget.resident_pages() + swapped;
-            let needed = pages * PAGE_SIZE as u64 + shared.fixed_bytes();
-            if needed > limit {
-                return Err(Error::SwapoffLimit { needed, limit });
-            }
-        }
-        for area in shared.swap.areas().filter(|area| shared.swap.is_open(area)) {
-            shared.swap.begin_swapoff(area);
-            // Slots may still be on their way into a PTE, and staged pages hold theirs: go on until none
-            // is used.
-            while area.used() > 0 {
-                for region in shared.regions().iter() {
-                    // Counted before they are mapped: they can be dropped, and uncounted, as soon as they are.
-                    let counted = region.swapped_pages();
-                    shared.budget.force(counted);
-                    let result = shared.swap.unuse(&region.mm, area);
-                    let (Ok(brought) | Err((brought, ..))) = result;
-                    shared
-                        .budget
-                        .force((brought as u64).saturating_sub(counted));
-                    shared
-                        .budget
-                        .uncharge(counted.saturating_sub(brought as u64));
-                    if let Err((_, page, error)) = result {
-                        shared.swap.abort_swapoff(area);
-                        return Err(Error::Fault {
-                            offset: page * PAGE_SIZE,
-                            error,
-                        });
-                    }
-                }
-                shared.write_out_all();
-                // What is left is on its way in another thread.
-                std::thread::yield_now();
-            }
-            shared.swap.end_swapoff(area);
-        }
         Ok(())
     }
 }

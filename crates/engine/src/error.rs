@@ -137,4 +137,33 @@ pub enum Error {
         /// The engine's limit, in bytes.
         limit: u64,
     },
+    /// What a device holds fits neither into the other devices nor into memory within the limit.
+    #[error(
+        "swapoff of {device}: {left} bytes in it fit neither into the other devices nor into memory within the limit of \
+         {limit} bytes; raise the limit, add a device or drop regions. Nothing is lost, the device stays in use"
+    )]
+    SwapoffNoRoom {
+        /// The device's name.
+        device: String,
+        /// Bytes that are in it still.
+        left: u64,
+        /// The engine's limit, in bytes.
+        limit: u64,
+    },
+    /// Whoever was told of the progress wanted no more of it.
+    #[error("swapoff of {device} was stopped with {left} bytes left in it; it stays in use")]
+    SwapoffStopped {
+        /// The device's name.
+        device: String,
+        /// Bytes that are in it still.
+        left: u64,
+    },
+    /// A device that this engine never had, or has no more.
+    #[error("this engine has no such device: it was swapped off, or belongs to another engine")]
+    NoSuchDevice,
+    /// An engine numbers its devices, past ones included.
+    #[error(
+        "too many devices: an engine can have {0} in its life, those that were swapped off included"
+    )]
+    TooManyDevices(usize),
 }

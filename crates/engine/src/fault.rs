@@ -141,12 +141,12 @@ fn forget_poison(region: &RegionMemory, page: usize) {
 /// Says why an access gets SIGBUS.
 fn report(region: &RegionMemory, page: usize, error: FaultError) {
     let address = region.mm.space.base() + page * PAGE_SIZE;
-    let device = region
-        .shared
-        .swap
-        .areas()
-        .next()
-        .map_or("no device", |area| area.device().name());
+    let swap = &region.shared.swap;
+    let area = match error {
+        FaultError::Read { entry, .. } => swap.area_number(entry.area()),
+        FaultError::Space(_) | FaultError::NoFrames => swap.open_areas().next(),
+    };
+    let device = area.map_or("no device", |area| area.device().name());
     stderr_line(format_args!(
         "userswap: page {address:#x} (offset {:#x} of its region) cannot be brought in from {device}: {error}; \
          the access gets SIGBUS, the page stays where it is",

@@ -22,8 +22,8 @@
 //!
 //! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `stream` (what an engine is made of and
 //! counts), `thread` (its own threads), `held` (what system calls use), `frames`, `space` (memory), `effort`, `reclaim`, `crew` and `shared` (what leaves memory, who helps to
-//! bring it back, and the state all parts share), `registry`, `fault` (where faults come in), `engine`
-//! and `region` (what users hold).
+//! bring it back, and the state all parts share), `registry`, `fault` (where faults come in), `engine`,
+//! `swapoff` and `region` (what users hold).
 
 mod budget;
 mod crew;
@@ -44,6 +44,7 @@ mod space;
 mod spec;
 mod stats;
 mod stream;
+mod swapoff;
 mod thread;
 mod windows;
 
@@ -56,6 +57,7 @@ pub use region::{Advice, Pin, Region};
 pub use spec::Policy;
 pub use spec::{Codec, DeviceSpec, FaultAround, FaultMode, FileOptions, FileSpec};
 pub use stats::Stats;
+pub use swapoff::{DeviceStatus, SwapDevice, SwapoffProgress};
 pub use userswap_core::device::{
     Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Side, SlotRead, Usage,
 };

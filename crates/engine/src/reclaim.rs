@@ -110,15 +110,14 @@ impl Shared {
         self.inactive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for `pages` and charges them; where no room can be made they are charged all the
-    /// same, and that is said once.
-    pub(crate) fn make_room(&self, pages: u64) {
+    /// Makes room for `pages` and charges them; `false`: no room can be made now, and nothing was charged.
+    pub(crate) fn find_room(&self, pages: u64) -> bool {
         let mut tries = Tries::new(self.occupied());
         loop {
             let step = self.reclaim_step();
             self.budget.ease(self.used_bytes(), now_ns());
             if self.budget.charge(pages, self.other_bytes()) {
-                return;
+                return true;
             }
             if !tries.go_on(step) {
                 break;
@@ -135,6 +134,15 @@ impl Shared {
                 }
             }
         }
+        false
+    }
+
+    /// Makes room for `pages` and charges them; where no room can be made they are charged all the
+    /// same, and that is said once.
+    pub(crate) fn make_room(&self, pages: u64) {
+        if self.find_room(pages) {
+            return;
+        }
         if self.strict {
             let limit = self.budget.limit().unwrap_or(u64::MAX);
             stderr_line(format_args!(
@@ -146,7 +154,11 @@ impl Shared {
         self.budget.force(pages);
         if first {
             let limit = self.budget.limit().unwrap_or(u64::MAX);
-            let advice = if self.swap.areas().any(|area| area.device().leaves_memory()) {
+            let advice = if self
+                .swap
+                .open_areas()
+                .any(|area| area.device().leaves_memory())
+            {
                 ""
             } else {
                 ". A file takes what memory does not: --device zram,file:FOLDER (or, for `run`, --spill FOLDER)"
@@ -328,10 +340,10 @@ impl Shared {
             && error != DeviceError::Incompressible
             && !self.warned_write.swap(true, Ordering::Relaxed)
         {
-            let device = self.swap.areas().next().map(|area| area.device().name());
+            let area = self.swap.area_number(done.failed_area);
             stderr_line(format_args!(
                 "userswap: pages cannot be written to {}: {error}; they stay in memory",
-                device.unwrap_or("the device")
+                area.map_or("the device", |area| area.device().name())
             ));
         }
         if done.failed != 0 {
@@ -467,14 +479,20 @@ impl Shared {
     fn tend(&self) -> bool {
         // Piece by piece: a change of the address space may be waiting.
         let _inside = self.moving.enter();
-        let tended = self.swap.areas().map(|area| area.device().tend());
+        let tended = self.swap.open_areas().map(|area| {
+            let reference = area.enter();
+            reference.is_some() && area.device().tend()
+        });
         tended.fold(false, |more, one| more | one)
     }
 
     /// Has the store give memory back if much of it holds nothing: pages that were freed here and there
     /// leave holes. Not in a signal handler.
     pub(crate) fn compact_store(&self) {
-        for area in self.swap.areas() {
+        for area in self.swap.open_areas() {
+            let Some(_reference) = area.enter() else {
+                continue;
+            };
             let usage = area.device().usage();
             if usage.memory_bytes > usage.stored_bytes + usage.stored_bytes / 8 + COMPACT_FROM {
                 area.device().compact();

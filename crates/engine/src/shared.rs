@@ -424,7 +424,7 @@ impl Shared {
     /// The limit is `bytes` from now on, in bytes.
     pub(crate) fn set_limit(&self, bytes: u64) {
         self.budget.set_limit(bytes);
-        for area in self.swap.areas() {
+        for area in self.swap.open_areas() {
             area.device().note_limit(bytes);
         }
     }

@@ -4,49 +4,13 @@
 mod common;
 
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::child::{case, child, complaints, killed_by, said, was_skipped};
+use common::folder::{Folder, nameless_files};
 use common::pages::{Content, Pages};
 use common::{MIB, PAGE, build, in_both_modes};
-use userswap::{Advice, DeviceSpec, Engine, FaultAround};
-
-/// An empty folder that goes when this does.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).expect("a folder");
-        Self(path)
-    }
-
-    fn device(&self, form: &str) -> DeviceSpec {
-        let device = form.replace("DIR", self.0.to_str().expect("a name"));
-        device.parse().expect("a device")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The files of this process in `folder`: they have no name there.
-fn nameless_files(folder: &Folder) -> Vec<std::fs::File> {
-    let place = folder.0.to_str().expect("a name");
-    let open = std::fs::read_dir("/proc/self/fd").expect("our descriptors");
-    let open = open.flatten().map(|entry| entry.path()).filter(|path| {
-        let target = std::fs::read_link(path).unwrap_or_default();
-        let target = target.to_string_lossy();
-        target.starts_with(place) && target.ends_with("(deleted)")
-    });
-    let both = |path| std::fs::File::options().read(true).write(true).open(path);
-    open.map(|path| both(path).expect("it is open")).collect()
-}
+use userswap::{Advice, Engine, FaultAround};
 
 #[test]
 fn regions_larger_than_memory_come_back_from_a_file() {

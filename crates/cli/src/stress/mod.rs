@@ -5,6 +5,7 @@
 
 mod check;
 mod crew;
+mod devices;
 mod round;
 
 use anyhow::ensure;
@@ -16,6 +17,7 @@ use crate::exit::Status;
 use crate::interrupt::{self, Interrupted};
 use crate::memory::{EngineSetup, Memory, must_fit, must_fit_area};
 use crate::report::{Report, note};
+use devices::Exchange;
 
 const DEFAULT_DELAY: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -36,6 +38,9 @@ struct Record {
     way: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     faults: Option<&'static str>,
+    /// Devices swapped off meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swapoffs: Option<u32>,
 }
 
 /// How many workers this process could start now.
@@ -46,7 +51,7 @@ pub(crate) fn most_workers() -> usize {
 /// Runs the rounds asked for.
 pub(crate) fn run(args: &StressArgs) -> anyhow::Result<Status> {
     let report = Report::new(args.json);
-    let memory = open(args)?;
+    let mut memory = open(args)?;
     report.line(format_args!(
         "Populating {}MB of memory region...",
         args.size as f64 / f64::from(1 << 20)
@@ -55,6 +60,10 @@ pub(crate) fn run(args: &StressArgs) -> anyhow::Result<Status> {
     let mut status = Status::Good;
     let mut number = 0;
     while args.rounds == 0 || number < args.rounds {
+        if args.swapoff && number > 0 {
+            // An engine can have only so many devices in its life.
+            memory = open(args)?;
+        }
         match one(args, &report, &memory, number) {
             Ok(true) => {}
             Ok(false) => status = Status::Failed,
@@ -78,6 +87,10 @@ fn open(args: &StressArgs) -> anyhow::Result<Memory> {
     let len = usize::try_from(args.size)?;
     match args.target {
         Target::Kernel => {
+            ensure!(
+                !args.swapoff,
+                "--swapoff is the engine's: leave it or --target kernel out"
+            );
             ensure!(
                 !host::swap_areas()?.is_empty(),
                 "this host has no swap switched on (/proc/swaps is empty); switch one on, or use --target engine"
@@ -124,9 +137,21 @@ fn one(args: &StressArgs, report: &Report, memory: &Memory, number: u64) -> anyh
     interrupt::check()?;
     report.line(format_args!("Starting round {number}..."))?;
     report.line(format_args!("Spawning {} workers...", args.workers))?;
-    let outcome = round::run(memory, args.workers as usize, args.sleep, |started| {
+    let device = device(args)?;
+    let exchange = args.swapoff.then_some(Exchange {
+        device: &device,
+        area: args.area,
+    });
+    let workers = args.workers as usize;
+    let outcome = round::run(memory, workers, args.sleep, exchange, |started| {
         report.line(format_args!("{started} workers spawned, wait for done..."))
     })?;
+    if args.swapoff {
+        report.line(format_args!(
+            "{} devices swapped off under load",
+            outcome.swapoffs
+        ))?;
+    }
     let workers = outcome.workers;
     let found = check::check(memory, workers as u64)?;
     for error in found.errors.iter().take(LISTED) {
@@ -154,6 +179,7 @@ fn one(args: &StressArgs, report: &Report, memory: &Memory, number: u64) -> anyh
         target: args.target,
         way: (args.target == Target::Engine).then(|| way_name(args.way.into())),
         faults: memory.fault_mode().map(crate::args::fault_mode_name),
+        swapoffs: args.swapoff.then_some(outcome.swapoffs),
     })?;
     Ok(good)
 }

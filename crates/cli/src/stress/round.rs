@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::crew;
+use super::devices::Exchange;
 use crate::interrupt;
 use crate::memory::Memory;
 use crate::os::threads::crowd;
@@ -22,6 +23,8 @@ pub(super) struct Outcome {
     pub(super) workers: usize,
     /// How long they took.
     pub(super) seconds: f64,
+    /// How many devices were swapped off meanwhile.
+    pub(super) swapoffs: u32,
 }
 
 /// Runs a round and calls `started` once all workers stand ready.
@@ -29,6 +32,7 @@ pub(super) fn run(
     memory: &Memory,
     wanted: usize,
     sleep: Duration,
+    exchange: Option<Exchange<'_>>,
     started: impl FnOnce(usize) -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcome> {
     populate(memory);
@@ -38,13 +42,29 @@ pub(super) fn run(
             .name("pager".into())
             .spawn_scoped(scope, || keep_paging_out(memory, &stop))
             .context("cannot start the thread that pages out")?;
+        let exchange = exchange
+            .map(|exchange| {
+                let stop = &stop;
+                thread::Builder::new()
+                    .name("devices".into())
+                    .spawn_scoped(scope, move || exchange.run(memory, stop))
+                    .inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                    .context("cannot start the thread that exchanges devices")
+            })
+            .transpose()?;
         // Also stops the pager when something below fails or panics: the scope would wait for it.
         let stop_pager = OnDrop(|| stop.store(true, Ordering::Relaxed));
         let outcome = work(memory, wanted, sleep, started);
         drop(stop_pager);
         pager.join().expect("the pager does not panic")?;
+        let swapoffs = exchange.map_or(Ok(0), |thread| {
+            thread.join().expect("who exchanges devices does not panic")
+        })?;
         interrupt::check()?;
-        outcome
+        outcome.map(|outcome| Outcome {
+            swapoffs,
+            ..outcome
+        })
     })
 }
 
@@ -96,6 +116,7 @@ fn work(
     Ok(Outcome {
         workers,
         seconds: begin.elapsed().as_secs_f64(),
+        swapoffs: 0,
     })
 }
 
@@ -165,7 +186,7 @@ mod tests {
     fn every_worker_adds_to_every_page() {
         let memory = Memory::kernel(64 * PAGE).expect("mapping");
         let mut told = 0;
-        let outcome = run(&memory, 6, Duration::from_micros(1), |started| {
+        let outcome = run(&memory, 6, Duration::from_micros(1), None, |started| {
             told = started;
             Ok(())
         });
@@ -176,7 +197,9 @@ mod tests {
     #[test]
     fn an_error_while_starting_ends_the_round() {
         let memory = Memory::kernel(4 * PAGE).expect("mapping");
-        let outcome = run(&memory, 4, Duration::ZERO, |_| anyhow::bail!("no output"));
+        let outcome = run(&memory, 4, Duration::ZERO, None, |_| {
+            anyhow::bail!("no output")
+        });
         assert_eq!(outcome.expect_err("an error").to_string(), "no output");
     }
 }

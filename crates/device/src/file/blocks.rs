@@ -66,6 +66,14 @@ impl Blocks {
         u64::from(self.ready.load(Relaxed)) * size_of::<u64>() as u64
     }
 
+    /// The file is closed: gives the tables' memory back. No block is taken or given back from now on.
+    pub(super) fn retire(&self) {
+        self.ready.store(0, Relaxed);
+        self.waiting.store(0, Relaxed);
+        self.words.clear();
+        self.taken.clear();
+    }
+
     /// Blocks that only somebody forked may need.
     pub(super) fn waiting(&self) -> u64 {
         self.waiting.load(Relaxed)

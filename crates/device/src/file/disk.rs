@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use rustix::io::{Errno, preadv, pwritev};
 use rustix::process::{Resource, getrlimit};
 use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes};
+use userswap_sys::descriptor;
 
 use super::ring::{Ring, Transfer};
 use crate::arena::refused;
@@ -68,6 +69,14 @@ impl Disk {
     pub(super) fn leave_ring(&self) {
         self.use_ring.store(false, Release);
         self.ring.forget();
+    }
+
+    /// Closes the file and the ring: nothing is read or written from now on. The descriptor's number stays taken.
+    pub(super) fn close(&self) {
+        self.use_ring.store(false, Release);
+        self.ring.close();
+        // Should the system refuse, the file stays open until the end.
+        let _ = descriptor::close_in_place(&self.fd);
     }
 
     /// Whether requests go through a ring.

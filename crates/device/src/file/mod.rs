@@ -514,6 +514,17 @@ impl Device for File {
         true
     }
 
+    fn retire(&self) {
+        // What a child of fork has of the files it keeps: it has descriptors of its own.
+        for home in self.homes() {
+            home.disk.close();
+            home.blocks.retire();
+        }
+        self.slots.clear();
+        self.proofs.clear();
+        self.segments.release_free();
+    }
+
     fn fork_begin(&self) {
         self.write_all();
         *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = Some(Pending::new());

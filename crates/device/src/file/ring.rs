@@ -90,6 +90,15 @@ impl Ring {
         }
     }
 
+    /// Closes it for good: it is not opened again.
+    pub(super) fn close(&self) {
+        // Nobody uses it: then nobody has it locked.
+        if let Some(mut ring) = self.try_lock() {
+            self.is_open.store(false, Relaxed);
+            *ring = None;
+        }
+    }
+
     /// In a child of fork: what was opened is the parent's, and stays mapped and unused.
     pub(super) fn forget(&self) {
         if let Some(mut ring) = self.try_lock() {

@@ -113,6 +113,21 @@ impl Segments {
         (self.most.load(Relaxed) * SEGMENT_BYTES) as u64
     }
 
+    /// Gives the memory of free segments back.
+    pub(super) fn release_free(&self) {
+        let state = self.state();
+        for segment in 0..SEGMENTS {
+            if state.kinds[segment] == Kind::Free {
+                // SAFETY: no word leads to a place of a free segment, and none is handed out before the segment is opened,
+                // which takes the lock that we hold.
+                unsafe { self.memory.release(offset(segment, 0), SEGMENT_BYTES) };
+            }
+        }
+        if state.find(|kind| kind != Kind::Free).is_none() {
+            self.most.store(0, Relaxed);
+        }
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in a critical section panics half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -360,6 +360,11 @@ impl Device for Zram {
         }
     }
 
+    fn retire(&self) {
+        Self::compact(self);
+        self.slots.clear();
+    }
+
     fn usage(&self) -> Usage {
         Usage {
             same_pages: self.counters.total(SAME),

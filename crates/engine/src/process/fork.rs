@@ -36,7 +36,7 @@ impl Process {
         let changes = self.changes_write();
         let change = self.shared.moving.close();
         change.settle();
-        for area in self.shared.swap.areas() {
+        for area in self.shared.swap.open_areas() {
             area.device().fork_begin();
         }
         *lock(&self.forking) = Some(Forking {
@@ -76,7 +76,7 @@ impl Process {
     }
 
     fn end_fork_of_devices(&self, side: Side) -> Result<(), Error> {
-        for area in self.shared.swap.areas() {
+        for area in self.shared.swap.open_areas() {
             area.device()
                 .fork_end(side)
                 .map_err(|error| Error::DeviceInChild { error })?;

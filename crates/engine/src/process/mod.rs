@@ -122,7 +122,7 @@ impl Process {
             self.shared.swap.frames().uffd().number(),
             self.shared.bell_number.load(Ordering::Relaxed),
         ];
-        for area in self.shared.swap.areas() {
+        for area in self.shared.swap.open_areas() {
             area.device()
                 .descriptors(&mut |number| numbers.push(number));
         }

@@ -4,6 +4,7 @@
 pub(crate) mod child;
 pub(crate) mod churn;
 pub(crate) mod faulty;
+pub(crate) mod folder;
 pub(crate) mod pages;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
