@@ -329,6 +329,18 @@ fn advise(process: &Process, call: &Call) -> isize {
             process.leave_alone(&range);
             make(call)
         }
+        libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL
+            if start.is_multiple_of(PAGE_SIZE) =>
+        {
+            process.advise_reading(&range, |part| {
+                if *part == range {
+                    return make(call);
+                }
+                let mut now = *call;
+                (now.args[0], now.args[1]) = (part.start, part.len());
+                make(&now)
+            })
+        }
         libc::MADV_PAGEOUT if process.is_taken_on(&range) => {
             process.page_out(&range);
             0

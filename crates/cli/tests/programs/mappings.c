@@ -26,7 +26,7 @@ static void *change(void *argument)
     for (int round = 0; round < 40; round++, seed += 1000) {
         char *at = map(4 * part);
         fill(at, 4 * part, seed);
-        switch (round % 8) {
+        switch (round % 9) {
         case 0: /* Over the middle, something new. */
             MUST(mmap(at + part, part, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
                  at + part);
@@ -86,6 +86,16 @@ static void *change(void *argument)
             } else {
                 total = mix(total + sum(memset(map(4 * part), 0, 1), 4 * part));
             }
+            break;
+        }
+        case 8: { /* Moved in halves to where they are neighbours again; the first was given advice meanwhile. */
+            char *target = map(4 * part);
+            MUST(mremap(at, 2 * part, 2 * part, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target);
+            MUST(madvise(target, 2 * part, round % 2 ? MADV_RANDOM : MADV_SEQUENTIAL) == 0);
+            page_out(target, 2 * part);
+            MUST(mremap(at + 2 * part, 2 * part, 2 * part, MREMAP_MAYMOVE | MREMAP_FIXED, target + 2 * part) ==
+                 target + 2 * part);
+            at = target;
             break;
         }
         }

@@ -68,6 +68,28 @@ impl Process {
         result
     }
 
+    /// Runs `call` for the parts of `range` that are not taken on: advice about how a file is read (MADV_RANDOM,
+    /// MADV_SEQUENTIAL, MADV_NORMAL). To other memory it means nothing but to be told apart from its neighbours, and that
+    /// is for [`Process::remap`] to say. Returns the last error, or 0.
+    pub fn advise_reading(
+        &self,
+        range: &Range<usize>,
+        mut call: impl FnMut(&Range<usize>) -> isize,
+    ) -> isize {
+        let _blocked = Blocked::new();
+        let _within = Within::new();
+        let _changes = self.changes_read();
+        if !self.is_taken(range) {
+            return call(range);
+        }
+        let results = self.not_taken(range.clone()).into_iter();
+        results
+            .map(|part| call(&part))
+            .filter(|&result| is_error(result))
+            .last()
+            .unwrap_or(0)
+    }
+
     /// Runs `call`, an mremap of `old` to `new_len` bytes, and has what was swapped out go along. `stays`: the old
     /// place stays mapped, and is zeros afterwards.
     pub fn remap(

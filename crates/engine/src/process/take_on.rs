@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::page_table::CHUNK_PAGES;
-use userswap_sys::mapping::present_mask;
+use userswap_sys::mapping::{self, present_mask};
 use userswap_sys::own::{self, Within};
 use userswap_sys::signals::Blocked;
 
@@ -61,6 +61,8 @@ impl Process {
             let window = self.window_at(at);
             let space = &window.mm.space;
             let bytes = space.base() + part.start * PAGE_SIZE..space.base() + part.end * PAGE_SIZE;
+            // The program may have had it told apart, as `remap` does with what moves next to it.
+            mapping::rejoin(&bytes);
             if space.register(&bytes).is_err() {
                 // Gone or changed meanwhile, or of a kind that cannot be: it stays as it is.
                 note_taken(&bytes, false);

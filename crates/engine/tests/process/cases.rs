@@ -217,9 +217,35 @@ fn what_moves_keeps_its_contents() {
     assert_eq!(process.stats().bugs, 0);
 }
 
+fn advise(range: &Range<usize>, advice: i32) -> isize {
+    // SAFETY: of this test's mappings; advice that changes no contents, or that the test wants.
+    result(unsafe { libc::madvise(range.start as *mut _, range.len(), advice) } as isize)
+}
+
 /// The system joins a mapping that moves to where its former neighbour is, and what it joins forgets that it is ours.
 #[test]
 fn what_moves_next_to_its_former_neighbour_leaves_it_ours() {
+    moves_in_halves(|_, _| {});
+}
+
+/// What moves is told apart by advice, which its neighbour may have, too: given while it is ours, or before.
+#[test]
+fn what_moves_next_to_a_neighbour_with_advice_leaves_it_ours() {
+    moves_in_halves(|process, neighbour| {
+        for advice in [libc::MADV_SEQUENTIAL, libc::MADV_RANDOM] {
+            let done = process.advise_reading(neighbour, |part| advise(part, advice));
+            assert_eq!(done, 0);
+        }
+    });
+    moves_in_halves(|process, neighbour| {
+        process.leave_alone(neighbour);
+        assert_eq!(advise(neighbour, libc::MADV_RANDOM), 0);
+        take_on(process, neighbour);
+    });
+}
+
+/// Moves two halves of a mapping one after the other; `advised` is told the one that is there.
+fn moves_in_halves(advised: impl Fn(&Process, &Range<usize>)) {
     let Some((process, _turn)) = process() else {
         return;
     };
@@ -227,6 +253,11 @@ fn what_moves_next_to_its_former_neighbour_leaves_it_ours() {
     fill(&old, 10);
     take_on(process, &old);
     for half in [0, 2 * MIB] {
+        if half > 0 {
+            let there = new.start..new.start + half;
+            advised(process, &there);
+            process.page_out(&there);
+        }
         let (from, to) = (old.start + half, new.start + half);
         let moved = process.remap(from..from + 2 * MIB, 2 * MIB, Some(to), false, || {
             // SAFETY: moves a part of this test's mapping onto a part of another of its own.
