@@ -54,6 +54,31 @@ fn what_has_to_be_in_memory_stops_it_with_a_line() {
     check_stops(User::Any, "locked", 38, &["48", "all"], "mlockall", true);
 }
 
+/// Pages of files leave first, and it is asked whether they are files: a file system that does not answer holds up nobody.
+#[test]
+fn a_file_system_that_hangs() {
+    let test = "a_file_system_that_hangs";
+    if !possible_with(test, &["gcc", "timeout", "unshare"]) {
+        return;
+    }
+    let (program, folder) = (compiled("hung"), folder(test));
+    // Whatever is mounted goes with its processes.
+    let command = ["unshare", "--mount", &program, "48"];
+    let native = std::process::Command::new(command[0])
+        .args(&command[1..])
+        .current_dir(&folder)
+        .output()
+        .expect("unshare runs");
+    if !native.status.success() {
+        skip(
+            test,
+            &format!("no file system can be mounted here: {native:?}"),
+        );
+        return;
+    }
+    same_within(test, &folder, &[38], &command);
+}
+
 /// What a core has of a page is the page or nothing.
 #[test]
 fn a_core_has_no_wrong_pages() {

@@ -4,7 +4,11 @@
 //! them. Those it has not changed can be dropped from there: the system keeps them as long as it has room, and maps what
 //! is touched again, many pages at a time, for a small part of what a swapped page costs. So everything of the kind is dropped
 //! now and then; what comes back is what is used.
+//!
+//! Which files are such is asked of their file systems while nobody waits for us: one that does not answer (a network that
+//! is gone) must hold up none of the program's calls.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -26,6 +30,9 @@ const LEAST_PAUSE: Duration = Duration::from_millis(2);
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// More files than this are not kept in mind.
+const MOST_KNOWN: usize = 4096;
+
 /// Drops pages of files while memory is short.
 pub(crate) struct Files {
     dropped_at: Option<Instant>,
@@ -36,16 +43,22 @@ pub(crate) struct Files {
     went: u64,
     /// The system cannot tell which pages are a file's.
     unable: bool,
+    /// Files that have been asked about, as the list of mappings has them: whether each is on a disk.
+    known: BTreeMap<String, bool>,
+    /// Files that are still to be asked about.
+    unknown: Vec<String>,
 }
 
 impl Files {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dropped_at: None,
             pause: SHORTEST,
             left: 0,
             went: 0,
             unable: false,
+            known: BTreeMap::new(),
+            unknown: Vec::new(),
         }
     }
 
@@ -73,43 +86,73 @@ impl Files {
         } else {
             (self.pause / 2).max(SHORTEST)
         };
-        self.unable = !process.while_steady(|| while_code_stays(drop_unchanged));
+        let able = process.while_steady(|| while_code_stays(|| self.drop_unchanged()));
+        self.unable = !able;
         self.left = kept::resident_and_file_bytes().map_or(files, |(_, files)| files);
         self.went = files.saturating_sub(self.left);
         self.dropped_at = Some(Instant::now());
         true
     }
-}
 
-/// Drops unchanged pages of files from the page tables. Nothing is unmapped, mapped over, made writable or rewritten
-/// meanwhile. `false`: it cannot be told which are unchanged.
-fn drop_unchanged() -> bool {
-    let Some(text) = kept::MAPS.read_all() else {
-        return true;
-    };
-    let mut able = true;
-    kept::PAGES.with(|pagemap| {
-        maps::of_files(&text, is_on_disk, |range| {
-            let looked = pagemap::file_pages(pagemap.as_fd(), &range, |pages| {
-                // SAFETY: pages that are a file's, in a mapping that cannot be written or is shared with the file: they hold
-                // what the file holds, and the system reads them again. The caller keeps both from changing.
-                // Refused where the program has them locked.
-                let _ =
-                    unsafe { madvise(pages.start as *mut _, pages.len(), Advice::LinuxDontNeed) };
+    /// Asks about files that [`Files::press`] met and did not know, and left. Nobody waits for this.
+    pub(crate) fn learn(&mut self) {
+        if self.unknown.is_empty() {
+            return;
+        }
+        if self.known.len() + self.unknown.len() > MOST_KNOWN {
+            self.known.clear();
+        }
+        for file in self.unknown.drain(..) {
+            let is = is_on_disk(&file);
+            self.known.insert(file, is);
+        }
+        // They may go at once, and have not come back.
+        (self.dropped_at, self.left, self.went) = (None, 0, u64::MAX);
+    }
+
+    /// Drops unchanged pages of files from the page tables. Nothing is unmapped, mapped over, made writable or rewritten
+    /// meanwhile. `false`: it cannot be told which are unchanged.
+    fn drop_unchanged(&mut self) -> bool {
+        let Some(text) = kept::MAPS.read_all() else {
+            return true;
+        };
+        let mut able = true;
+        let Self { known, unknown, .. } = self;
+        let is_known = |file: &str| {
+            let is = known.get(file).copied();
+            if is.is_none() && unknown.len() < MOST_KNOWN && !unknown.iter().any(|one| one == file)
+            {
+                unknown.push(file.to_owned());
+            }
+            is == Some(true)
+        };
+        kept::PAGES.with(|pagemap| {
+            maps::of_files(&text, is_known, |range| {
+                let looked = pagemap::file_pages(pagemap.as_fd(), &range, |pages| {
+                    // SAFETY: pages that are a file's, in a mapping that cannot be written or is shared with the file: they
+                    // hold what the file holds, and the system reads them again. The caller keeps both from changing.
+                    // Refused where the program has them locked.
+                    let _ = unsafe {
+                        madvise(pages.start as *mut _, pages.len(), Advice::LinuxDontNeed)
+                    };
+                });
+                able &= looked.is_ok();
             });
-            able &= looked.is_ok();
         });
-    });
-    able
+        able
+    }
 }
 
-/// Whether `path` is a regular file on a disk, the one with number `inode`: one in memory would only seem to leave it, and what
-/// a device maps may not come back.
-fn is_on_disk(path: &str, inode: &str) -> bool {
+/// Whether `file` is a regular file on a disk, and still what its path leads to: one in memory would only seem to leave it, and
+/// what a device maps may not come back.
+fn is_on_disk(file: &str) -> bool {
     // tmpfs, ramfs, hugetlbfs.
     const IN_MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+    let Some((path, inode)) = maps::path_and_inode(file) else {
+        return false;
+    };
     let path = Path::new(path);
     let is_the_file =
-        std::fs::metadata(path).is_ok_and(|file| file.is_file() && inode.parse() == Ok(file.ino()));
+        std::fs::metadata(path).is_ok_and(|file| file.is_file() && inode == file.ino());
     is_the_file && rustix::fs::statfs(path).is_ok_and(|system| !IN_MEMORY.contains(&system.f_type))
 }

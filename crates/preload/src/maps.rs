@@ -12,10 +12,13 @@ struct Line<'a> {
     range: Range<usize>,
     permissions: &'a str,
     inode: &'a str,
+    /// Its device, inode and path, as they stand there: what tells a file from every other.
+    file: &'a str,
     path: &'a str,
 }
 
 fn parse(line: &str) -> Option<Line<'_>> {
+    let file = line.splitn(4, ' ').nth(3)?;
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
     let permissions = fields.next()?;
@@ -27,6 +30,7 @@ fn parse(line: &str) -> Option<Line<'_>> {
         range: hex(start)?..hex(end)?,
         permissions,
         inode,
+        file,
         path,
     })
 }
@@ -80,10 +84,10 @@ pub(crate) fn swappable(
 }
 
 /// Mappings of files whose pages hold what the file holds, or tell that they do not: private ones that cannot be written,
-/// and shared ones. `is_on_disk` is asked about their paths and inodes.
+/// and shared ones. `is_on_disk` is asked about their files, as [`path_and_inode`] takes them apart.
 pub(crate) fn of_files(
     maps: &str,
-    mut is_on_disk: impl FnMut(&str, &str) -> bool,
+    mut is_on_disk: impl FnMut(&str) -> bool,
     mut found: impl FnMut(Range<usize>),
 ) {
     for line in maps.lines().filter_map(parse) {
@@ -94,10 +98,17 @@ pub(crate) fn of_files(
         }
         let unwritable = line.permissions.as_bytes()[1] == b'-';
         let shared = line.permissions.ends_with('s');
-        if (unwritable || shared) && is_on_disk(line.path, line.inode) {
+        if (unwritable || shared) && is_on_disk(line.file) {
             found(line.range);
         }
     }
+}
+
+/// The path and the inode of a file that [`of_files`] asked about.
+pub(crate) fn path_and_inode(file: &str) -> Option<(&str, u64)> {
+    let mut fields = file.splitn(3, ' ').skip(1);
+    let inode = fields.next()?.parse().ok()?;
+    Some((fields.next()?.trim_start(), inode))
 }
 
 /// Paths of what is no file on a disk.
@@ -163,7 +174,11 @@ mod tests {
         let mut found = Vec::new();
         of_files(
             maps,
-            |path, _| !path.starts_with("/tmp"),
+            |file| {
+                let (path, inode) = path_and_inode(file).expect("a path and an inode");
+                assert!(inode > 0, "{file}");
+                !path.starts_with("/tmp")
+            },
             |range| found.push(range),
         );
         assert_eq!(

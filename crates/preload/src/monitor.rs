@@ -253,6 +253,8 @@ fn watch(config: &'static Config) {
             }
         };
         release();
+        // A file system that does not answer holds up this thread and nobody else.
+        files.learn();
         futex::wait_for(&LOOK, look, pause);
     }
 }
