@@ -97,6 +97,17 @@ impl<'a> SlotRead<'a> {
     }
 }
 
+/// Requests that a device's storage should have answered by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overdue {
+    /// When the oldest of them was made, in nanoseconds of the monotonic clock.
+    pub since_ns: u64,
+    /// How many there are.
+    pub requests: usize,
+    /// The oldest is a write.
+    pub writing: bool,
+}
+
 /// On which side of a fork a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -170,6 +181,13 @@ pub trait Device: Send + Sync {
     /// Whether pages can leave memory here: not only for a smaller place in it.
     fn leaves_memory(&self) -> bool {
         false
+    }
+
+    /// What its storage should have answered by `now_ns` of the monotonic clock, and has not; a device that waits for nobody
+    /// has nothing to say. Called by a thread that never waits for the device.
+    fn overdue(&self, now_ns: u64) -> Option<Overdue> {
+        let _ = now_ns;
+        None
     }
 
     /// The engine's limit is `bytes`: for a device that can choose how much of it to take.

@@ -5,7 +5,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::device::{Content, Device, DeviceError, PageBytes, Properties, Side, SlotRead, Usage};
+use crate::device::{
+    Content, Device, DeviceError, Overdue, PageBytes, Properties, Side, SlotRead, Usage,
+};
 
 /// Wraps a device. The panic's own message has been printed by the time the error is returned.
 pub(crate) struct Guarded(pub(crate) Box<dyn Device>);
@@ -85,6 +87,10 @@ impl Device for Guarded {
 
     fn leaves_memory(&self) -> bool {
         self.0.leaves_memory()
+    }
+
+    fn overdue(&self, now_ns: u64) -> Option<Overdue> {
+        self.0.overdue(now_ns)
     }
 
     fn note_limit(&self, bytes: u64) {

@@ -20,7 +20,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use userswap_core::device::{
-    Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Side, SlotRead, Usage,
+    Content, Device, DeviceError, Overdue, PAGE_SIZE, PageBytes, Properties, Side, SlotRead, Usage,
 };
 
 use crate::arena::Table;
@@ -260,6 +260,10 @@ impl Device for Tiered {
 
     fn note_limit(&self, bytes: u64) {
         self.share.store(bytes / STORE_SHARE, Relaxed);
+    }
+
+    fn overdue(&self, now_ns: u64) -> Option<Overdue> {
+        self.below.overdue(now_ns)
     }
 
     fn retire(&self) {

@@ -1,21 +1,14 @@
-//! A file on a file system that is full, and one behind a limit on the length of files.
+//! A file on a file system that is full, one behind a limit on the length of files, and one without io_uring.
 
-use std::path::Path;
+mod storage;
+
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use userswap_core::device::{Content, Device, DeviceError, PAGE_SIZE, PageBytes};
+use userswap_core::device::{Content, Device, DeviceError, PAGE_SIZE, SlotRead};
 use userswap_device::{File, FileOptions};
 
-fn noise(seed: u64) -> PageBytes {
-    let mut state = seed << 1 | 1;
-    std::array::from_fn(|_| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 56) as u8
-    })
-}
+use storage::{Mounted, noise};
 
 /// Writes pages until the device takes no more; all that were taken can be read. Returns how many.
 fn fill(file: &File) -> u64 {
@@ -35,38 +28,6 @@ fn fill(file: &File) -> u64 {
     }
     file.write(3, &noise(9)).expect("there is room again");
     slot
-}
-
-struct Mounted(tempfile::TempDir);
-
-impl Mounted {
-    fn tmpfs(bytes: usize) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
-            .arg(folder.path())
-            .status();
-        if mounted.is_ok_and(|status| status.success()) {
-            return Some(Self(folder));
-        }
-        assert_ne!(
-            std::env::var("CI").as_deref(),
-            Ok("true"),
-            "nothing can be mounted"
-        );
-        eprintln!("SKIPPED: nothing can be mounted here (not root)");
-        None
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.path()).status();
-    }
 }
 
 #[test]
@@ -120,4 +81,107 @@ fn a_limit_on_the_length_of_files_is_met_without_its_signal() {
         assert_eq!(file.read(slot, &mut page), Ok(Content::Bytes));
         assert_eq!(page, noise(slot), "slot {slot}");
     }
+}
+
+/// Refuses io_uring calls of this process from now on, as container runtimes do: `first` is the lowest that is refused.
+fn refuse_io_uring(first: i64) {
+    use libc::{BPF_ABS, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+    let op = |code: u32, jt, jf, k| sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let mut program = [
+        // The call's number.
+        op(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
+        op(BPF_JMP | BPF_JGE | BPF_K, 0, 2, first as u32),
+        op(
+            BPF_JMP | BPF_JGE | BPF_K,
+            1,
+            0,
+            libc::SYS_io_uring_register as u32,
+        ),
+        op(
+            BPF_RET | BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+        ),
+        op(BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the filter lives for the length of the call; it holds for this process, which ends with its test.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let set = libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+            &filter,
+        );
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+/// Pages that lie apart in the file come back, in batches.
+fn scattered_pages_come_back(file: &File, version: u64) {
+    for slot in 0..512 {
+        file.write(slot, &noise(slot + version)).unwrap();
+    }
+    let mut pages = vec![[0; PAGE_SIZE]; 256];
+    let mut reads: Vec<_> = pages
+        .iter_mut()
+        .enumerate()
+        // Of neither an even nor a repeated distance.
+        .map(|(index, page)| Some(SlotRead::new((index * 37 % 256 * 2) as u64, page)))
+        .collect();
+    file.read_batch(&mut reads);
+    for read in reads.iter().flatten() {
+        assert_eq!(read.result, Ok(Content::Bytes));
+        assert_eq!(*read.page, noise(read.slot + version), "slot {}", read.slot);
+    }
+}
+
+#[test]
+fn a_filter_that_refuses_io_uring_costs_nothing_but_time() {
+    // The filter stays: the test runs in processes of its own.
+    const NAME: &str = "a_filter_that_refuses_io_uring_costs_nothing_but_time";
+    const MARK: &str = "USERSWAP_TEST_FILTERED";
+    let Some(when) = std::env::var_os(MARK) else {
+        for when in ["before", "amid"] {
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", NAME, "--nocapture"])
+                .env(MARK, when)
+                .status();
+            assert!(status.unwrap().success(), "{when}");
+        }
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let open = || File::new(folder.path(), 10_000, FileOptions::default()).unwrap();
+    if when == "before" {
+        refuse_io_uring(libc::SYS_io_uring_setup);
+        let file = open();
+        assert!(!file.uses_io_uring());
+        scattered_pages_come_back(&file, 0);
+        return;
+    }
+    let file = open();
+    if let Some(error) = userswap_device::io_uring_refused() {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{error}");
+        eprintln!("SKIPPED: io_uring is refused here anyway: {error}");
+        return;
+    }
+    assert!(file.uses_io_uring());
+    scattered_pages_come_back(&file, 0);
+    refuse_io_uring(libc::SYS_io_uring_enter);
+    scattered_pages_come_back(&file, 1000);
+    assert!(
+        !file.uses_io_uring(),
+        "a ring that nobody may enter is closed"
+    );
 }

@@ -24,6 +24,7 @@ use crate::shared::{Bell, Shared, StartLine};
 use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode, Policy};
 use crate::stats::{Counters, Stats};
 use crate::thread;
+use crate::watch;
 
 /// The swap area of an engine that was told neither its size nor a limit, in bytes.
 const DEFAULT_AREA: u64 = 4 << 30;
@@ -212,6 +213,7 @@ impl EngineBuilder {
             warned_area_full: AtomicBool::new(false),
             warned_write: AtomicBool::new(false),
             reclaimer: Bell::default(),
+            watch: Bell::default(),
             // A helper that a fork takes by surprise could hold a lock.
             help_wanted: if process {
                 HelpWanted::default()
@@ -234,11 +236,13 @@ impl EngineBuilder {
             .then(|| start_reclaimer(&shared))
             .transpose()?;
         let crew = Crew::start(&shared)?;
+        let watch = Mutex::new(watch::start(&shared)?);
         Ok(Owner {
             shared,
             handlers,
             _crew: crew,
             reclaimer,
+            watch,
         })
     }
 }
@@ -377,6 +381,8 @@ pub(crate) struct Owner {
     handlers: Option<Handlers>,
     _crew: Crew,
     reclaimer: Option<JoinHandle<()>>,
+    /// Started with the first device that has to be watched.
+    pub(crate) watch: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Owner {
@@ -384,7 +390,9 @@ impl Owner {
     pub(crate) fn start_together(&self) {
         let handlers = self.handlers.as_ref().map_or(0, Handlers::count);
         let reclaimers = usize::from(self.reclaimer.is_some());
-        self.shared.start.wait_for((handlers + reclaimers) as u32);
+        let watches = usize::from(watch::lock(&self.watch).is_some());
+        let threads = handlers + reclaimers + watches;
+        self.shared.start.wait_for(threads as u32);
         self.shared.start.open();
     }
 }
@@ -392,7 +400,9 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.reclaimer.stop();
-        if let Some(thread) = self.reclaimer.take() {
+        self.shared.watch.stop();
+        let threads = [self.reclaimer.take(), watch::lock(&self.watch).take()];
+        for thread in threads.into_iter().flatten() {
             thread.join().expect(thread::ENDS_WELL);
         }
     }

@@ -33,7 +33,7 @@ pub enum Error {
     UnknownDevice(String),
     /// An option of a file that nobody knows.
     #[error(
-        "`{0}`: a file to swap to is file:PATH[,encrypt=off][,size=SIZE][,overwrite=on][,io_uring=off]"
+        "`{0}`: a file to swap to is file:PATH[,encrypt=off][,size=SIZE][,overwrite=on][,io_uring=off][,timeout=SECONDS]"
     )]
     FileOption(String),
     /// A file cannot be swapped to.

@@ -23,7 +23,7 @@
 //! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `stream` (what an engine is made of and
 //! counts), `thread` (its own threads), `held` (what system calls use), `frames`, `space` (memory), `effort`, `reclaim`, `crew` and `shared` (what leaves memory, who helps to
 //! bring it back, and the state all parts share), `registry`, `fault` (where faults come in), `engine`,
-//! `swapoff` and `region` (what users hold).
+//! `watch`, `swapoff` and `region` (what users hold).
 
 mod budget;
 mod crew;
@@ -46,6 +46,7 @@ mod stats;
 mod stream;
 mod swapoff;
 mod thread;
+mod watch;
 mod windows;
 
 pub use engine::{Engine, EngineBuilder};
@@ -59,6 +60,6 @@ pub use spec::{Codec, DeviceSpec, FaultAround, FaultMode, FileOptions, FileSpec}
 pub use stats::Stats;
 pub use swapoff::{DeviceStatus, SwapDevice, SwapoffProgress};
 pub use userswap_core::device::{
-    Content, Device, DeviceError, PAGE_SIZE, PageBytes, Properties, Side, SlotRead, Usage,
+    Content, Device, DeviceError, Overdue, PAGE_SIZE, PageBytes, Properties, Side, SlotRead, Usage,
 };
 pub use userswap_core::{FaultError, ForkError, Way};

@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) warned_area_full: AtomicBool,
     pub(crate) warned_write: AtomicBool,
     pub(crate) reclaimer: Bell,
+    /// Stops who watches the devices.
+    pub(crate) watch: Bell,
     pub(crate) help_wanted: HelpWanted,
     /// Taken for the whole of a swapoff.
     pub(crate) swapoff: Mutex<()>,
@@ -114,6 +116,15 @@ impl Bell {
     /// In a child of fork, whose parent's threads are not there.
     pub(crate) fn reset(&self) {
         self.0.store(Self::SILENT, Ordering::Relaxed);
+    }
+
+    /// Waits for `limit`; `true`: it was stopped meanwhile.
+    pub(crate) fn is_stopped_within(&self, limit: std::time::Duration) -> bool {
+        let word = self.0.load(Ordering::Relaxed);
+        if word != Self::STOPPED {
+            futex::wait_for(&self.0, word, limit);
+        }
+        self.0.load(Ordering::Relaxed) == Self::STOPPED
     }
 
     /// Waits for a ring; `false`: stop.

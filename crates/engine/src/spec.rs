@@ -170,6 +170,10 @@ impl FromStr for FileSpec {
                 ("encrypt", _) => options.encrypt = on()?,
                 ("overwrite", _) => options.overwrite = on()?,
                 ("io_uring", _) => options.io_uring = on()?,
+                ("timeout", seconds) => {
+                    let seconds = seconds.parse().ok().filter(|&seconds| seconds > 0);
+                    options.timeout = Duration::from_secs(seconds.ok_or_else(unknown)?);
+                }
                 ("size", size) => options.size = Some(bytes(size).ok_or_else(unknown)?),
                 _ => return Err(unknown()),
             }
@@ -204,6 +208,7 @@ impl fmt::Display for FileSpec {
             size,
             overwrite,
             io_uring,
+            timeout,
         } = self.options;
         write!(f, "file:{}", self.path.display())?;
         let options = [
@@ -213,6 +218,9 @@ impl fmt::Display for FileSpec {
         ];
         for (_, option) in options.iter().filter(|(given, _)| *given) {
             write!(f, ",{option}")?;
+        }
+        if timeout != FileOptions::default().timeout {
+            write!(f, ",timeout={}", timeout.as_secs())?;
         }
         size.map_or(Ok(()), |size| write!(f, ",size={size}"))
     }
@@ -263,7 +271,7 @@ mod tests {
             "ram",
             "file:/a/b",
             "zram,file:/a",
-            "zram:zstd,file:x,encrypt=off,overwrite=on,io_uring=off,size=4096",
+            "zram:zstd,file:x,encrypt=off,overwrite=on,io_uring=off,timeout=3,size=4096",
         ] {
             let spec: DeviceSpec = text.parse().unwrap();
             assert_eq!(spec.to_string(), text);
@@ -279,6 +287,7 @@ mod tests {
             ("file:a,encrypt", "encrypt"),
             ("file:a,encrypt=maybe", "encrypt=maybe"),
             ("file:a,colour=red", "colour=red"),
+            ("file:a,timeout=0", "timeout=0"),
             ("file:a,size=99999999999G", "size=99999999999G"),
             ("zram,zram", "zram,zram"),
             ("ram,file:a", "ram,file:a"),

@@ -19,6 +19,7 @@ use crate::Error;
 use crate::engine::{Engine, check_size, make_device};
 use crate::shared::{RegionMemory, Shared};
 use crate::spec::DeviceSpec;
+use crate::watch;
 
 /// How often room is looked for before there is said to be none: other threads may have taken what was found.
 const ROOM_TRIES: u32 = 8;
@@ -104,7 +105,12 @@ impl Engine {
         priority: i32,
     ) -> Result<SwapDevice, Error> {
         let _blocked = Blocked::new();
-        self.owner.shared.swapon(device, priority)
+        let device = self.owner.shared.swapon(device, priority)?;
+        let mut thread = watch::lock(&self.owner.watch);
+        if thread.is_none() {
+            *thread = watch::start(&self.owner.shared)?;
+        }
+        Ok(device)
     }
 
     /// The devices there are, in the order in which they came.

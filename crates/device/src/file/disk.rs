@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit};
 use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes};
 use userswap_sys::descriptor;
 
+use super::awaited::Awaited;
 use super::ring::{Ring, Transfer};
 use crate::arena::refused;
 
@@ -30,6 +31,7 @@ pub(super) struct Disk {
     ring: Ring,
     /// The ring is this process's own.
     use_ring: AtomicBool,
+    pub(super) awaited: Awaited,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
 }
@@ -48,6 +50,7 @@ impl Disk {
             limited,
             ring: Ring::new(),
             use_ring: AtomicBool::new(with_ring),
+            awaited: Awaited::new(),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
         }
@@ -106,6 +109,7 @@ impl Disk {
         pages: &mut [IoSliceMut<'_>],
         mut done: impl FnMut(usize, Result<(), DeviceError>),
     ) {
+        let _request = self.awaited.begin(false);
         let mut list = [Run { first: 0, count: 0 }; MOST];
         let list = runs(blocks, &mut list);
         if list.len() > 1 && self.use_ring.load(Acquire) {
@@ -182,6 +186,7 @@ impl Disk {
         if !self.may_reach(highest) {
             return Err(refused(Errno::FBIG));
         }
+        let _request = self.awaited.begin(true);
         let mut list = [Run { first: 0, count: 0 }; MOST];
         let list = runs(blocks, &mut list);
         let mut whole = [false; MOST];

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::fs::{
     self, AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, fallocate, fstat,
@@ -35,6 +36,8 @@ pub struct FileOptions {
     pub overwrite: bool,
     /// Several requests in one system call, where the host permits it.
     pub io_uring: bool,
+    /// How long the storage may take to answer a request before it is said to hang. Nothing is given up then.
+    pub timeout: Duration,
 }
 
 impl Default for FileOptions {
@@ -44,6 +47,7 @@ impl Default for FileOptions {
             size: None,
             overwrite: false,
             io_uring: true,
+            timeout: Duration::from_secs(10),
         }
     }
 }
@@ -217,6 +221,7 @@ impl Home {
             let start = u64::from(ready) * PAGE_SIZE as u64;
             let len = u64::from(more) * PAGE_SIZE as u64;
             if self.disk.may_reach(start + len) {
+                let _request = self.disk.awaited.begin(true);
                 let fd = self.disk.fd();
                 match fallocate(fd, FallocateFlags::empty(), start, len) {
                     Ok(()) => return Some(ready + more),

@@ -18,6 +18,7 @@
 //! Lock order: a slot, then nothing; the segments' state, then the leases. Neither is held while a file is read
 //! or written; space for a file is made under the segments' state.
 
+mod awaited;
 mod blocks;
 mod disk;
 mod home;
@@ -38,7 +39,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 use userswap_core::device::{
-    Content, Device, DeviceError, PageBytes, Properties, Side, SlotRead, Usage,
+    Content, Device, DeviceError, Overdue, PageBytes, Properties, Side, SlotRead, Usage,
 };
 
 use crate::arena::{Table, refused};
@@ -512,6 +513,14 @@ impl Device for File {
 
     fn leaves_memory(&self) -> bool {
         true
+    }
+
+    fn overdue(&self, now_ns: u64) -> Option<Overdue> {
+        let late = self.homes().filter_map(|home| {
+            let awaited = &home.disk.awaited;
+            awaited.overdue(now_ns, self.options.timeout)
+        });
+        late.min_by_key(|late| late.since_ns)
     }
 
     fn retire(&self) {

@@ -41,6 +41,7 @@ const SYNC: FileOptions = FileOptions {
     size: None,
     overwrite: false,
     io_uring: false,
+    timeout: std::time::Duration::from_secs(10),
 };
 
 fn read(file: &File, slot: u64) -> Result<PageBytes, DeviceError> {

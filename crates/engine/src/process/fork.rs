@@ -15,6 +15,7 @@ use crate::engine::{open_faults_again, start_reclaimer};
 use crate::fault::Handlers;
 use crate::moving::Change;
 use crate::spec::FaultMode;
+use crate::watch;
 use crate::windows;
 
 /// Everything that must stand still while the process forks.
@@ -112,8 +113,10 @@ impl Process {
         let _blocked = Blocked::new();
         shared.reclaimer.reset();
         shared.start.close();
+        shared.watch.reset();
         drop(start_reclaimer(shared)?);
         let mut threads = 1;
+        threads += u32::from(watch::start(shared)?.is_some());
         if shared.mode == FaultMode::Thread {
             let handlers = Handlers::start(shared)?;
             threads += handlers.count() as u32;
