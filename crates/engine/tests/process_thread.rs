@@ -6,3 +6,6 @@ const FAULTS: userswap::FaultMode = userswap::FaultMode::Thread;
 
 #[path = "process/cases.rs"]
 mod cases;
+
+#[path = "process/half.rs"]
+mod half;

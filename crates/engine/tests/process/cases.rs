@@ -10,7 +10,7 @@ use userswap_sys::uffd::OpenError;
 use super::common::{MIB, PAGE, skip};
 
 /// The one engine of this process; tests take turns, since all change its address space. `None`: this host refuses it.
-fn process() -> Option<(&'static Process, MutexGuard<'static, ()>)> {
+pub(crate) fn process() -> Option<(&'static Process, MutexGuard<'static, ()>)> {
     static PROCESS: OnceLock<Option<&'static Process>> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -28,7 +28,7 @@ fn process() -> Option<(&'static Process, MutexGuard<'static, ()>)> {
     process.map(|process| (process, turn))
 }
 
-fn map(len: usize) -> Range<usize> {
+pub(crate) fn map(len: usize) -> Range<usize> {
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
     let start = unsafe {
         libc::mmap(
@@ -44,6 +44,22 @@ fn map(len: usize) -> Range<usize> {
     start as usize..start as usize + len
 }
 
+/// Maps anew what is not mapped.
+pub(crate) fn map_at(range: &Range<usize>) {
+    // SAFETY: nothing is mapped there.
+    let start = unsafe {
+        libc::mmap(
+            range.start as *mut _,
+            range.len(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+            -1,
+            0,
+        )
+    };
+    assert_eq!(start as usize, range.start);
+}
+
 /// The kernel's result of a call made through libc.
 fn result(returned: isize) -> isize {
     if returned == -1 {
@@ -53,7 +69,7 @@ fn result(returned: isize) -> isize {
     }
 }
 
-fn unmap(process: &Process, range: Range<usize>) {
+pub(crate) fn unmap(process: &Process, range: Range<usize>) {
     let done = process.unmap(range.clone(), || {
         // SAFETY: a mapping of this test's, which uses it no more.
         result(unsafe { libc::munmap(range.start as *mut _, range.len()) } as isize)
@@ -65,7 +81,7 @@ fn word(address: usize) -> *mut u64 {
     address as *mut u64
 }
 
-fn fill(range: &Range<usize>, version: u64) {
+pub(crate) fn fill(range: &Range<usize>, version: u64) {
     for page in range.clone().step_by(PAGE) {
         // SAFETY: in a mapping of this test's.
         unsafe { word(page).write_volatile(page as u64 ^ version) };
@@ -73,7 +89,7 @@ fn fill(range: &Range<usize>, version: u64) {
 }
 
 /// Pages whose word is not that of `version`, written when they lay at `moved_from`.
-fn wrong(range: &Range<usize>, moved_from: usize, version: u64) -> usize {
+pub(crate) fn wrong(range: &Range<usize>, moved_from: usize, version: u64) -> usize {
     let pages = range.clone().step_by(PAGE);
     pages
         .filter(|page| {
@@ -84,7 +100,7 @@ fn wrong(range: &Range<usize>, moved_from: usize, version: u64) -> usize {
         .count()
 }
 
-fn take_on(process: &Process, range: &Range<usize>) -> u64 {
+pub(crate) fn take_on(process: &Process, range: &Range<usize>) -> u64 {
     process.take_on(|found| found(range.clone()))
 }
 
