@@ -12,6 +12,8 @@ programs_of_every_user!(User::Any);
 programs! { User::Any;
     /// Pages of files leave first: those that the program has changed in a private mapping must not.
     mappings_of_files_keep_what_was_changed_in_them: "files", [28], ["16"];
+    /// A child that is to find nothing does, and one in a folder of its own, without /proc, is held to the limit.
+    memory_that_children_do_not_get: "wiped", [38], ["48"];
     huge_pages_are_taken_apart_and_put_together: "huge", [44, 38], ["48"];
     our_own_memory_is_never_taken_for_the_programs: "blocks", [40], ["48"];
     /// Buffers that the kernel was told of, plain ones, and asynchronous requests; advice through a ring is refused.
