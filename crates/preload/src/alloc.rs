@@ -210,4 +210,61 @@ mod tests {
             }
         }
     }
+
+    /// A handler of the program's that makes a call comes back here, on a thread that is at it already.
+    #[test]
+    fn handlers_do_not_interrupt_it() {
+        static OWN: Own = Own::new();
+        static HANDLED: AtomicU32 = AtomicU32::new(0);
+        const LAYOUT: Layout = Layout::new::<[u64; 9]>();
+        fn use_it() {
+            // SAFETY: the size is not 0; the piece is freed with the layout it was made with.
+            unsafe {
+                let piece = OWN.alloc(LAYOUT);
+                assert!(!piece.is_null());
+                OWN.dealloc(piece, LAYOUT);
+            }
+        }
+        extern "C" fn handle(_: libc::c_int) {
+            use_it();
+            HANDLED.fetch_add(1, Ordering::Relaxed);
+        }
+        // In a process of its own: signals come to any thread, and its end is seen if it never comes back.
+        // SAFETY: the child uses what it has made itself, and leaves by _exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let often = libc::timeval {
+                tv_sec: 0,
+                tv_usec: 50,
+            };
+            let timer = libc::itimerval {
+                it_interval: often,
+                it_value: often,
+            };
+            // SAFETY: a handler that takes a signal's number; a timer of this process; its end should it hang.
+            unsafe {
+                libc::signal(libc::SIGALRM, handle as *const () as usize);
+                libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut());
+            }
+            while HANDLED.load(Ordering::Relaxed) < 300 {
+                for _ in 0..1000 {
+                    use_it();
+                }
+            }
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) };
+        }
+        for _ in 0..6000 {
+            let mut status = 0;
+            // SAFETY: looks whether the child has ended.
+            if unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } == child {
+                assert_eq!(status, 0);
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        // SAFETY: the child made above, which has not been waited for.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+        panic!("it waits for its own thread");
+    }
 }
