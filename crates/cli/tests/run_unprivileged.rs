@@ -3,7 +3,9 @@
 
 mod support;
 
-use support::limited::{User, folder, possible_unprivileged, same_for};
+use std::process::Command;
+
+use support::limited::{User, compiled, folder, possible_unprivileged, same_for};
 use support::programs::{check, check_stops, programs, programs_of_every_user};
 
 programs_of_every_user!(User::Unprivileged);
@@ -52,6 +54,28 @@ fn children_that_filter_their_system_calls() {
         };
         assert_eq!(swapping, [processes], "{who}");
     }
+}
+
+/// A library that is loaded when memory is out already, and makes system calls of its own on that memory.
+#[test]
+fn code_that_comes_late_finds_all_its_calls_use() {
+    let test = "code_that_comes_late_finds_all_its_calls_use";
+    if !possible_unprivileged(test, &["gcc"]) {
+        return;
+    }
+    let (program, folder) = (compiled("late"), folder(test));
+    let library = folder.join("late.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/late.c");
+    let built = Command::new("gcc")
+        .args(["-O1", "-shared", "-fPIC", "-DLIBRARY", "-o"])
+        .arg(&library)
+        .arg(source)
+        .status()
+        .expect("gcc runs");
+    assert!(built.success());
+    let library = library.to_str().expect("a name");
+    let command = [&program, "48", library];
+    same_for(User::Unprivileged, test, &folder, &[38], &command);
 }
 
 /// Where memory could be used behind our back nothing is swapped out, and that is said.
