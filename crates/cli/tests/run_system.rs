@@ -43,15 +43,14 @@ fn what_has_to_be_in_memory_stops_it_with_a_line() {
     if !possible_for(User::Any, test, &["gcc", "timeout"]) {
         return;
     }
-    for when in ["early", "late"] {
-        check_stops(
-            User::Any,
-            "stops",
-            32,
-            &["memory", when],
-            "/proc/PID/mem",
-            true,
-        );
+    for (how, said) in [
+        ("memory", "/proc/PID/mem"),
+        ("thread", "share their thread-local memory"),
+        ("thread3", "share their thread-local memory"),
+    ] {
+        for when in ["early", "late"] {
+            check_stops(User::Any, "stops", 32, &[how, when], said, true);
+        }
     }
     check_stops(User::Any, "locked", 38, &["48", "all"], "mlockall", true);
 }

@@ -93,6 +93,7 @@ fn what_cannot_be_followed_stops_it_with_a_line() {
         ("unknown", "not known"),
         ("stack", "stacks in its ordinary memory"),
         ("thread", "share their thread-local memory"),
+        ("thread3", "share their thread-local memory"),
         ("faults", "userfaultfd"),
     ] {
         // Before there is an engine, and after.

@@ -213,6 +213,12 @@ fn change_process(call: &mut Call) -> Decision {
             crate::OWN.hold();
             Decision::Run
         }
+        libc::SYS_clone | libc::SYS_clone3
+            if clone_flags(call).is_some_and(memory::shares_thread_local) =>
+        {
+            stop(Why::SharedThread);
+            Decision::Run
+        }
         // What these send may be read from memory after they return.
         libc::SYS_vmsplice => {
             stop_recycling();
@@ -416,14 +422,18 @@ fn grew(pages: Range<usize>) {
 
 /// Whether a call makes a process with an address space of its own.
 fn is_fork(call: &Call) -> bool {
-    let flags = match call.nr as c_long {
-        libc::SYS_fork => 0,
-        libc::SYS_clone => call.args[0],
+    clone_flags(call).is_some_and(|flags| flags & libc::CLONE_VM as usize == 0)
+}
+
+/// The flags of a call that makes a thread or a process.
+fn clone_flags(call: &Call) -> Option<usize> {
+    match call.nr as c_long {
+        libc::SYS_fork => Some(0),
+        libc::SYS_clone => Some(call.args[0]),
         // SAFETY: the first word of clone's arguments, which the kernel is about to read, or has read.
-        _ if call.args[1] >= size_of::<u64>() => unsafe { *(call.args[0] as *const u64) as usize },
-        _ => return false,
-    };
-    flags & libc::CLONE_VM as usize == 0
+        _ => (call.args[1] >= size_of::<u64>())
+            .then(|| unsafe { *(call.args[0] as *const u64) as usize }),
+    }
 }
 
 fn forked(side: Side) {

@@ -19,13 +19,12 @@ use crate::{raw, stacks, state};
 const MEMORY_FILE: &[u8] = b"/mem";
 
 /// Calls that [`refuse`] looks at.
-pub(crate) const REFUSED: [c_long; 6] = [
+pub(crate) const REFUSED: [c_long; 5] = [
     libc::SYS_io_uring_setup,
     libc::SYS_io_setup,
     libc::SYS_userfaultfd,
     libc::SYS_prctl,
     libc::SYS_process_madvise,
-    libc::SYS_clone,
 ];
 
 /// Stops eviction for good where a call lets the kernel use memory in ways that cannot be followed.
@@ -38,7 +37,6 @@ pub(crate) fn refuse(call: &Call) {
             Why::Filter
         }
         libc::SYS_process_madvise => Why::OwnMemory,
-        libc::SYS_clone if shares_thread_local(first) => Why::SharedThread,
         _ => return,
     };
     stop(why);
@@ -46,8 +44,9 @@ pub(crate) fn refuse(call: &Call) {
 
 const PR_SET_SYSCALL_USER_DISPATCH: usize = 59;
 
-/// Whether what `clone` makes with these flags runs beside its maker, on the maker's thread-local memory.
-fn shares_thread_local(flags: usize) -> bool {
+/// Whether what `clone` makes with these flags runs beside its maker, on the maker's thread-local memory: there the two would
+/// take each other's calls for their own.
+pub(crate) fn shares_thread_local(flags: usize) -> bool {
     let has = |flag: libc::c_int| flags & flag as usize != 0;
     has(libc::CLONE_VM) && !has(libc::CLONE_VFORK) && !has(libc::CLONE_SETTLS)
 }

@@ -5,6 +5,7 @@
 #include <linux/aio_abi.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -81,6 +82,20 @@ static void odd(const char *how)
     } else if (strcmp(how, "thread") == 0) {
         char *stack = mmap(0, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
         MUST(clone(beside, stack + MIB, CLONE_VM | CLONE_THREAD | CLONE_SIGHAND, 0) > 0);
+        while (!started)
+            ;
+    } else if (strcmp(how, "thread3") == 0) {
+        char *stack = mmap(0, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+        struct clone_args arguments = {
+            .flags = CLONE_VM | CLONE_THREAD | CLONE_SIGHAND, .stack = (uint64_t)stack, .stack_size = MIB};
+        /* The new thread has registers as they were, and another stack: it must not return. */
+        long result = SYS_clone3;
+        register int (*beside_at)(void *) __asm__("r12") = beside;
+        __asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjnz 1f\n\txor %%edi, %%edi\n\tcall *%%r12\n1:"
+                         : "+a"(result)
+                         : "D"(&arguments), "S"(sizeof arguments), "r"(beside_at)
+                         : "rcx", "rdx", "r8", "r9", "r10", "r11", "memory");
+        MUST(result > 0);
         while (!started)
             ;
     } else if (strcmp(how, "faults") == 0) {
