@@ -69,14 +69,16 @@ pub(super) struct Swapped {
 pub(super) struct KernelSide {
     /// The cgroup's limit.
     pub(super) cgroup_bytes: u64,
+    /// The most that the program had in memory, pages of files that other cgroups are charged for included.
+    pub(super) most_program_bytes: u64,
     /// The most that the zram device took beside it.
     pub(super) most_zram_bytes: u64,
 }
 
 impl KernelSide {
-    /// Both together.
+    /// Program and device together.
     pub(super) fn bytes(self) -> u64 {
-        self.cgroup_bytes + self.most_zram_bytes
+        self.most_program_bytes + self.most_zram_bytes
     }
 }
 
@@ -138,14 +140,12 @@ impl Place<'_> {
             .arg(cgroup.entrance())
             .args(program);
         let execution = self.execute(command)?;
-        let most_zram_bytes = zram.usage()?.most_memory_bytes;
-        Ok((
-            execution,
-            KernelSide {
-                cgroup_bytes: limit,
-                most_zram_bytes,
-            },
-        ))
+        let side = KernelSide {
+            cgroup_bytes: limit,
+            most_program_bytes: execution.most_bytes,
+            most_zram_bytes: zram.usage()?.most_memory_bytes,
+        };
+        Ok((execution, side))
     }
 
     fn execute(self, mut command: Command) -> anyhow::Result<Execution> {

@@ -1,9 +1,10 @@
 //! `userswap bench run`: real programs natively, under `userswap run`, and in a memory cgroup with the kernel's zram,
 //! the ways in turn in one run.
 //!
-//! Each way has the same memory in all. `run` counts its compressed store in its limit. A zram device counts in no
-//! cgroup: the cgroup gets the limit less the most that the device took in the execution before, of which the first
-//! does not count.
+//! Each way has the same memory in all, as `/proc` shows it. `run` counts its compressed store in its limit. A zram
+//! device counts in no cgroup, and pages of files count where they were first read: what the program had in memory and what
+//! the device took are added up, and the cgroup's limit is corrected by what that was too much or too little, from
+//! execution to execution; the first few do not count.
 
 mod execution;
 mod programs;
@@ -23,6 +24,12 @@ use crate::progress::Progress;
 use crate::report::{Report, note};
 use crate::run::{LEAST_LIMIT, check_limit};
 use crate::size::{PAGE, human};
+
+/// Executions, at most, to find a cgroup's limit with.
+const TRIES: usize = 5;
+
+/// One in so many parts of a limit is near enough.
+const NEAR: u64 = 40;
 
 /// One execution.
 #[derive(Clone, Debug, Serialize)]
@@ -95,7 +102,8 @@ pub(crate) fn run(args: &BenchRunArgs) -> anyhow::Result<Status> {
         .chain(kernel.then_some(Way::Kernel))
         .collect();
     let limits = args.limit.map_or(args.share.len(), |_| 1);
-    let steps = 1 + limits * usize::from(kernel) + args.repeat as usize * (1 + limits * ways.len());
+    let steps =
+        1 + limits * TRIES * usize::from(kernel) + args.repeat as usize * (1 + limits * ways.len());
     let progress = Progress::new((programs.len() * steps) as u64);
     let mut rows = Vec::new();
     for program in &programs {
@@ -204,11 +212,19 @@ impl Measurement<'_> {
         Ok(())
     }
 
-    /// Finds out how much of each limit a zram device takes.
+    /// Finds the cgroup's limit with which the kernel's side takes as much in all as each limit says.
     fn find_cgroups(&mut self, limits: &[Limit], need: u64) -> anyhow::Result<()> {
         for &limit in limits {
-            self.cgroups.push((limit, limit.bytes / 10 * 9));
-            self.execute(Way::Kernel, Some(limit), need)?;
+            self.cgroups.push((limit, limit.bytes / 10 * 7));
+            for _ in 0..TRIES {
+                let (execution, _, side) = self.execute(Way::Kernel, Some(limit), need)?;
+                let total = side.map_or(0, |side| side.bytes());
+                if Way::Kernel.completed(execution.end)
+                    && total.abs_diff(limit.bytes) <= limit.bytes / NEAR
+                {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -278,10 +294,9 @@ impl Measurement<'_> {
                 let algorithm = self.args.kernel_algo;
                 let cgroup = self.cgroup(limit).map_or(bytes, |cgroup| *cgroup);
                 let (execution, side) = place.under_kernel(command, cgroup, algorithm, area)?;
+                let completed = way.completed(execution.end);
                 if let Some(cgroup) = self.cgroup(limit) {
-                    let left = bytes.saturating_sub(side.most_zram_bytes);
-                    // Less is no room to run in.
-                    *cgroup = left.max(bytes / 16) / PAGE as u64 * PAGE as u64;
+                    *cgroup = corrected(bytes, side, completed);
                 }
                 (execution, None, Some(side))
             }
@@ -337,6 +352,20 @@ impl Measurement<'_> {
         self.rows.push(row);
         Ok(())
     }
+}
+
+/// The cgroup's limit for the next execution, after one that was to take `limit` bytes in all.
+fn corrected(limit: u64, side: KernelSide, completed: bool) -> u64 {
+    let (before, total) = (side.cgroup_bytes as i64, side.bytes() as i64);
+    let next = if completed {
+        before + (limit as i64 - total)
+    } else {
+        // It was killed, and what it had does not tell much.
+        before + before / 8
+    };
+    // Less is no room to run in; more would not be limited.
+    let next = next.clamp(limit as i64 / 16, limit as i64) as u64;
+    next / PAGE as u64 * PAGE as u64
 }
 
 impl Way {

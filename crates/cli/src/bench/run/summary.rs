@@ -50,7 +50,7 @@ struct RunMedian {
 struct KernelMedian {
     /// Nothing where it was ended: it does not fit.
     seconds: Option<f64>,
-    /// The cgroup's limit and what the zram device took.
+    /// What the program had in memory and what the zram device took.
     bytes: u64,
     cgroup_bytes: u64,
     most_zram_bytes: u64,
