@@ -220,21 +220,25 @@ impl FramePool {
         let filled = self.blocks[block as usize]
             .filled
             .swap(0, Ordering::Acquire);
-        for (first, count) in mask::runs(filled) {
-            let start = block as usize * BLOCK_BYTES + first * PAGE_SIZE;
-            if self
-                .mapping
-                .discard(start..start + count * PAGE_SIZE)
-                .is_err()
-            {
-                // The memory is still there and counted; the next user of the block inherits it.
-                self.blocks[block as usize]
-                    .filled
-                    .fetch_or(mask::run(first, count), Ordering::Release);
-                continue;
-            }
-            self.filled.fetch_sub(count as u64, Ordering::Relaxed);
+        if filled == 0 {
+            return;
         }
+        // At once, whatever lies between: each call interrupts every CPU that runs a thread of the process.
+        let (first, end) = (
+            filled.trailing_zeros() as usize,
+            64 - filled.leading_zeros() as usize,
+        );
+        let start = block as usize * BLOCK_BYTES;
+        let range = start + first * PAGE_SIZE..start + end * PAGE_SIZE;
+        if self.mapping.discard(range).is_err() {
+            // The memory is still there and counted; the next user of the block inherits it.
+            self.blocks[block as usize]
+                .filled
+                .fetch_or(filled, Ordering::Release);
+            return;
+        }
+        self.filled
+            .fetch_sub(u64::from(filled.count_ones()), Ordering::Relaxed);
     }
 
     /// Gives the memory of the blocks that are kept for reuse back to the system.
