@@ -22,6 +22,10 @@ const EASE_NS: u64 = 100_000_000;
 
 const NOT_ASKED: i64 = i64::MIN;
 
+/// Bytes that the low mark keeps free where that is not a large part of the limit: two of the widest faults. What is kept free
+/// is nobody's: the marks are as low as the reclaimer can keep up with.
+const LEAST_FREE: u64 = 512 << 10;
+
 #[derive(Debug)]
 pub(crate) struct Budget {
     /// Bytes; `u64::MAX`: none.
@@ -153,9 +157,10 @@ impl Budget {
         let Some(limit) = self.limit() else {
             return Level::Roomy;
         };
+        let low = (limit / 128).max(LEAST_FREE.min(limit / 32));
         match self.allowed().saturating_sub(used) {
-            free if free < limit / 32 => Level::Tight,
-            free if free < limit / 16 => Level::Low,
+            free if free < low => Level::Tight,
+            free if free < low * 2 => Level::Low,
             _ => Level::Roomy,
         }
     }

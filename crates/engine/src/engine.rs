@@ -270,7 +270,8 @@ impl PoolSize {
             staging: (inactive * 2).max(16) + 2 * cpus,
             // As many faults can wait for a slow device at once; only blocks that are used take memory.
             scratch: (blocks / 32).clamp(2, 256),
-            reserve: (blocks / 32).clamp(1, 16),
+            // Only faults that bring many pages use it, and its memory is nobody's meanwhile.
+            reserve: (blocks / 128).clamp(1, 16),
             inactive,
             most_working: (blocks / 40).clamp(1, 2 * cpus),
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use userswap::{Engine, FaultMode, Process};
 use userswap_hook::Bypass;
 use userswap_sys::signals::{self, Blocked, stderr_line};
-use userswap_sys::{futex, own};
+use userswap_sys::{futex, mapping, own};
 
 use crate::config::Config;
 use crate::files::Files;
@@ -49,6 +49,9 @@ static SEARCH: AtomicBool = AtomicBool::new(false);
 
 /// Bytes that have come since the last search and may be swappable.
 static UNSEARCHED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of the stack that starting the engine may have used: its tables are made there first.
+const TRIMMED: usize = 8 << 20;
 
 /// Bytes that are worth a search.
 const WORTH_SEARCHING: u64 = 1 << 20;
@@ -347,6 +350,8 @@ fn begin(config: &Config, limit: u64) {
         process.stop_recycling();
     }
     take_on(process);
+    // SAFETY: this thread's stack is many times larger, and little of it is in use.
+    unsafe { mapping::trim_stack(TRIMMED) };
     process.note_resident(kept::resident_bytes().unwrap_or(0));
 }
 
