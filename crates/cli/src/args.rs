@@ -112,7 +112,8 @@ pub(crate) fn way_name(way: Way) -> &'static str {
 }
 
 /// How faults reach the engine, as typed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum FaultsArg {
     /// Whichever suits this host
     Auto,
@@ -120,6 +121,13 @@ pub(crate) enum FaultsArg {
     Inline,
     /// In handler threads
     Thread,
+}
+
+impl FaultsArg {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        fault_mode_name(self.into())
+    }
 }
 
 impl From<FaultsArg> for FaultMode {
@@ -380,6 +388,9 @@ pub(crate) struct BenchRunArgs {
     /// Which pages leave memory under `run`, several separated by commas to compare them
     #[arg(long, value_enum, value_delimiter = ',', default_value = "recency")]
     pub(crate) policy: Vec<PolicyArg>,
+    /// How faults are handled under `run`, several separated by commas to compare them
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "auto")]
+    pub(crate) faults: Vec<FaultsArg>,
     /// Leave the kernel out; it is measured where this process is root and the host has memory cgroups and zram
     #[arg(long)]
     pub(crate) no_kernel: bool,

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use userswap_preload::config::names;
 
-use crate::args::PolicyArg;
+use super::Settings;
 use crate::kernel_zram::{Algorithm, KernelZram};
 use crate::memory_cgroup::MemoryCgroup;
 use crate::{interrupt, os};
@@ -104,17 +104,18 @@ impl Place<'_> {
         self,
         program: &[OsString],
         limit: u64,
-        policy: PolicyArg,
+        settings: Settings,
     ) -> anyhow::Result<(Execution, Swapped)> {
         let userswap = std::env::current_exe().context("cannot tell where this program is")?;
         let stats = self.scratch.join("stats.json");
         let mut command = Command::new(userswap);
         command
-            .args(["run", "--limit", &limit.to_string(), "--stats"])
+            .args(["run", "--limit", &limit.to_string()])
+            .args(["--faults", settings.faults.name(), "--stats"])
             .arg(&stats)
             .arg("--")
             .args(program)
-            .env(names::POLICY, policy.name());
+            .env(names::POLICY, settings.policy.name());
         let execution = self.execute(command)?;
         // Of a program that was ended there may be none.
         let lines = std::fs::read_to_string(&stats).unwrap_or_default();

@@ -16,7 +16,7 @@ use serde::Serialize;
 use self::execution::{End, Execution, KernelSide, Place, Scratch, Swapped};
 use self::programs::{Access, Program};
 use self::summary::summarize;
-use crate::args::{BenchRunArgs, PolicyArg};
+use crate::args::{BenchRunArgs, FaultsArg, PolicyArg};
 use crate::exit::Status;
 use crate::kernel_zram::{self, KernelZram};
 use crate::memory_cgroup::MemoryCgroup;
@@ -41,8 +41,8 @@ struct Row {
     way: Way,
     #[serde(rename = "way")]
     way_name: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    policy: Option<PolicyArg>,
+    #[serde(flatten)]
+    settings: Option<Settings>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<Limit>,
     /// The most that the program had in memory when nothing limited it.
@@ -66,8 +66,16 @@ struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Native,
-    Run(PolicyArg),
+    Run(Settings),
     Kernel,
+}
+
+/// How `run` does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Settings {
+    #[serde(rename = "faults_mode")]
+    faults: FaultsArg,
+    policy: PolicyArg,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -96,11 +104,12 @@ pub(crate) fn run(args: &BenchRunArgs) -> anyhow::Result<Status> {
     } else {
         vec![Program::named(&args.program)]
     };
-    let ways: Vec<Way> = args.policy.iter().map(|&policy| Way::Run(policy)).collect();
-    let ways: Vec<Way> = ways
-        .into_iter()
-        .chain(kernel.then_some(Way::Kernel))
-        .collect();
+    let with = |faults| {
+        let policies = args.policy.iter();
+        policies.map(move |&policy| Way::Run(Settings { faults, policy }))
+    };
+    let ways = args.faults.iter().flat_map(|&faults| with(faults));
+    let ways: Vec<Way> = ways.chain(kernel.then_some(Way::Kernel)).collect();
     let limits = args.limit.map_or(args.share.len(), |_| 1);
     let steps =
         1 + limits * TRIES * usize::from(kernel) + args.repeat as usize * (1 + limits * ways.len());
@@ -263,14 +272,17 @@ impl Measurement<'_> {
         limit: Option<Limit>,
         need: u64,
     ) -> anyhow::Result<(Execution, Option<Swapped>, Option<KernelSide>)> {
-        let policy = match way {
-            Way::Run(policy) if self.args.policy.len() > 1 => format!(" {}", policy.name()),
+        let several = self.args.faults.len() * self.args.policy.len() > 1;
+        let settings = match way {
+            Way::Run(Settings { faults, policy }) if several => {
+                format!(" {} {}", faults.name(), policy.name())
+            }
             _ => String::new(),
         };
         let share = limit.and_then(|limit| limit.share);
         let share = share.map_or_else(String::new, |share| format!(", {share} %"));
         self.progress.begin(format!(
-            "{}: {}{policy}{share}",
+            "{}: {}{settings}{share}",
             self.program.name,
             way.name()
         ));
@@ -284,8 +296,8 @@ impl Measurement<'_> {
         let bytes = limit.map_or(0, |limit| limit.bytes);
         let result = match way {
             Way::Native => (place.natively(command)?, None, None),
-            Way::Run(policy) => {
-                let (execution, swapped) = place.under_run(command, bytes, policy)?;
+            Way::Run(settings) => {
+                let (execution, swapped) = place.under_run(command, bytes, settings)?;
                 (execution, Some(swapped), None)
             }
             Way::Kernel => {
@@ -331,8 +343,8 @@ impl Measurement<'_> {
             access: self.program.access,
             way,
             way_name: way.name(),
-            policy: match way {
-                Way::Run(policy) => Some(policy),
+            settings: match way {
+                Way::Run(settings) => Some(settings),
                 Way::Native | Way::Kernel => None,
             },
             limit,

@@ -4,8 +4,7 @@ use serde::Serialize;
 
 use super::execution::KernelSide;
 use super::programs::Access;
-use super::{Limit, Row, Way};
-use crate::args::PolicyArg;
+use super::{Limit, Row, Settings, Way};
 use crate::bench::stat::{grouped, median, ratio};
 use crate::report::Table;
 use crate::size::rounded;
@@ -37,7 +36,8 @@ struct Median {
 
 #[derive(Clone, Debug, Serialize)]
 struct RunMedian {
-    policy: PolicyArg,
+    #[serde(flatten)]
+    settings: Settings,
     /// Nothing where it was ended.
     seconds: Option<f64>,
     most_bytes: u64,
@@ -89,8 +89,8 @@ fn of_program(group: &[&&Row], native: Vec<&Row>) -> Median {
             .flatten();
         match rows[0].way {
             Way::Native => {}
-            Way::Run(policy) => run.push(RunMedian {
-                policy,
+            Way::Run(settings) => run.push(RunMedian {
+                settings,
                 seconds,
                 most_bytes: number(|row| row.most_bytes),
                 in_bytes: number(|row| row.swapped.map_or(0, |swapped| swapped.in_bytes)),
@@ -146,7 +146,7 @@ impl std::fmt::Display for Summary {
         writeln!(f, "seconds, medians of {}", self.repeats)?;
         write!(f, "{}", self.times())?;
         if self.medians.iter().any(|median| median.run.len() > 1) {
-            write!(f, "\n\n{}", self.policies())?;
+            write!(f, "\n\n{}", self.settings())?;
         }
         for median in &self.medians {
             match median.same {
@@ -210,16 +210,17 @@ impl Summary {
         table
     }
 
-    fn policies(&self) -> Table {
+    fn settings(&self) -> Table {
         let mut table = Table::new(&[
-            "program", "limit", "policy", "seconds", "in", "faults", "refaults",
+            "program", "limit", "handled", "policy", "seconds", "in", "faults", "refaults",
         ]);
         for median in &self.medians {
             for run in &median.run {
                 table.row(vec![
                     median.program.clone(),
                     median.limit.shown(),
-                    run.policy.name().to_owned(),
+                    run.settings.faults.name().to_owned(),
+                    run.settings.policy.name().to_owned(),
                     seconds(run.seconds, "too long"),
                     rounded(run.in_bytes),
                     run.faults.to_string(),
