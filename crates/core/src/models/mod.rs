@@ -203,7 +203,7 @@ impl Device for Words {
 }
 
 fn area(slots: usize, kept: Kept) -> SwapArea {
-    SwapArea::keeping(0, Box::new(Words::new(slots)), kept)
+    SwapArea::keeping(0, Box::new(Words::new(slots)), 0, kept)
 }
 
 fn read(area: &SwapArea, slot: u64) -> u8 {
