@@ -3,8 +3,11 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 
-use support::limited::{folder, possible_with, same_within};
+use support::limited::{User, folder, possible_with, same_for, same_within};
+use support::programs::possible_for;
+use support::skip;
 
 /// Numbers that a file is filled with, the same each time.
 fn numbers(count: usize) -> impl Iterator<Item = u64> {
@@ -55,7 +58,12 @@ fn check_script(
     }
     let folder = folder(test);
     set_up(&folder);
-    same_within(test, &folder, limits, &["bash", "-c", script]);
+    let program = ["bash", "-c", script];
+    same_within(test, &folder, limits, &program);
+    // Some are where only their owner gets to.
+    if !programs.contains(&"rustc") && possible_for(User::Unprivileged, test, &[]) {
+        same_for(User::Unprivileged, test, &folder, limits, &program);
+    }
 }
 
 #[test]
@@ -80,6 +88,86 @@ print(hashlib.sha256(json.dumps(sorted(back[0].items())).encode()).hexdigest())
         &["python3"],
         &[60],
         |_| {},
+        script,
+    );
+}
+
+/// Three quarters, a half and about a third of what they need, whoever handles faults.
+fn check_far_below(test: &str, programs: &[&str], limits: &[u64], script: &str) {
+    for user in [User::Any, User::Unprivileged] {
+        if !possible_for(user, test, &[programs, &["timeout", "bash"]].concat()) {
+            continue;
+        }
+        let folder = folder(&format!("{test}_{}", user.name()));
+        same_for(user, test, &folder, limits, &["bash", "-c", script]);
+    }
+}
+
+#[test]
+fn python_far_below_its_need() {
+    // It needs 104 MiB.
+    let script = r#"exec python3 -c '
+import hashlib
+lists = [[i, str(i) * 200, [i % 7, i % 11]] for i in range(60000)]
+table = {str(row[0]): row[1] for row in lists if row[0] % 2}
+print(sum(len(row[1]) + row[2][1] for row in lists), sum(len(key) + len(value) for key, value in table.items()))
+for row in lists[::3]: row[1] = row[1][7:] + str(row[0])
+digest = hashlib.sha256()
+for row in lists: digest.update(row[1].encode())
+print(digest.hexdigest(), sorted(table)[-5:])
+del table
+print(sum(row[2][0] for row in lists), len({row[1][:9] for row in lists}))
+'"#;
+    check_far_below(
+        "python_far_below_its_need",
+        &["python3"],
+        &[78, 52, 37],
+        script,
+    );
+}
+
+#[test]
+fn numpy_far_below_its_need() {
+    let test = "numpy_far_below_its_need";
+    let has_numpy = Command::new("/usr/bin/python3")
+        .args(["-c", "import numpy"])
+        .output();
+    if !has_numpy.is_ok_and(|output| output.status.success()) {
+        return skip(test, "python3-numpy is not installed");
+    }
+    // It needs 217 MiB.
+    let script = r#"exec /usr/bin/python3 -c '
+import hashlib, numpy as np
+a = (np.arange(4_000_000, dtype=np.int64) // 50 * 7919 % 257).reshape(2000, 2000)
+b = a.astype(np.float64) + 0.25
+mask = a > 128
+c = np.where(mask, b, -b)
+print(int(a.sum()), float(c.sum()), int(mask.sum()))
+sums = np.add.reduceat(c, np.arange(0, 2000, 50), axis=0)
+print(float(sums.max()), hashlib.sha256(np.ascontiguousarray(sums).tobytes()).hexdigest())
+a.sort(axis=1)
+print(hashlib.sha256(a.tobytes()).hexdigest(), int(np.unique(a[::10]).size))
+d = np.concatenate([c[i::7] for i in range(7)])
+print(hashlib.sha256(d.tobytes()).hexdigest(), bool((d[:286] == c[::7]).all()))
+'"#;
+    check_far_below(test, &[], &[163, 108, 80], script);
+}
+
+#[test]
+fn sqlite_far_below_its_need() {
+    // It needs 114 MiB.
+    let script = r#"exec sqlite3 :memory: "create table t(a integer primary key, b text, c integer);
+        with recursive n(i) as (select 1 union all select i + 1 from n where i < 120000)
+        insert into t select i, (i % 1009) || hex(zeroblob(200)) || i, i % 97 from n;
+        create index by_c on t(c);
+        select count(*), sum(a), max(length(b)) from t;
+        select c, count(*), sum(length(b)) from t where c between 30 and 33 group by c;
+        update t set b = b || c where a % 5 = 0; delete from t where a > 100000;
+        pragma integrity_check; select count(*), sum(length(b)), sum(a * c) from t;""#;
+    check_far_below(
+        "sqlite_far_below_its_need",
+        &["sqlite3"],
+        &[86, 57, 40],
         script,
     );
 }
@@ -110,7 +198,7 @@ fn sort_sorts_with_threads() {
         &["sort", "sha256sum"],
         &[42],
         |folder| write_numbers(&folder.join("numbers"), 500_000),
-        "sort -n -S 100M --parallel=4 numbers > sorted; sort -n -c sorted && sha256sum sorted",
+        "rm -f sorted; sort -n -S 100M --parallel=4 numbers > sorted; sort -n -c sorted && sha256sum sorted",
     );
 }
 
@@ -121,7 +209,7 @@ fn gcc_makes_the_same_object_file() {
         &["gcc", "sha256sum"],
         &[48],
         |folder| std::fs::write(folder.join("big.c"), c_source(150)).expect("a file"),
-        "gcc -O2 -c -o big.o big.c && sha256sum big.o",
+        "rm -f big.o; gcc -O2 -c -o big.o big.c && sha256sum big.o",
     );
 }
 
@@ -147,13 +235,34 @@ fn rustc_makes_the_same_library() {
 }
 
 #[test]
+fn make_builds_with_two_jobs() {
+    let set_up = |folder: &Path| {
+        for part in 0..4 {
+            let source = c_source(60).replace("uint64_t f", &format!("uint64_t g{part}_"));
+            std::fs::write(folder.join(format!("part{part}.c")), source).expect("a file");
+        }
+        let rules = "all: part0.o part1.o part2.o part3.o\n\tsha256sum $^\n\
+            %.o: %.c\n\tgcc -O2 -c -o $@ $<\n";
+        std::fs::write(folder.join("Makefile"), rules).expect("a file");
+    };
+    // Two compilers at a time, of 37 MiB each.
+    check_script(
+        "make_builds_with_two_jobs",
+        &["make", "gcc", "sha256sum"],
+        &[75],
+        set_up,
+        "rm -f part?.o; make -s -j2",
+    );
+}
+
+#[test]
 fn a_pipeline_of_a_shell() {
     check_script(
         "a_pipeline_of_a_shell",
         &["sort", "awk", "sha256sum"],
         &[40],
         |folder| write_numbers(&folder.join("numbers"), 200_000),
-        "words=$(cat numbers); echo ${#words}; for i in 1 2 3; do echo \"$words\" | sort -S 40M | uniq -c | \
+        "rm -f out; words=$(cat numbers); echo ${#words}; for i in 1 2 3; do echo \"$words\" | sort -S 40M | uniq -c | \
          awk '{ seen[$2 % 5000] = seen[$2 % 5000] $1 } END { for (i = 0; i < 5000; i++) print seen[i] }' | sha256sum; \
          done; exec 5> out; echo \"$words\" >&5; exec 5>&-; sha256sum < out",
     );

@@ -11,7 +11,7 @@ pub struct Library {
     pub rewritten: usize,
     /// Sites that are left as they are on purpose: the return from signal handlers.
     pub native: usize,
-    /// Sites whose calls nobody sees: no room for a jump, or bytes that look like a system call in code that could not be
+    /// Sites whose calls nobody sees: no room for a jump, or for handlers on the stack (Go), or bytes that look like a system call in code that could not be
     /// decoded. By address in the file's numbering.
     pub uncovered: Vec<u64>,
     /// Why the file as a whole could not be looked at.

@@ -113,6 +113,15 @@ impl<'a> Image<'a> {
         (!sections.is_empty()).then_some(sections)
     }
 
+    /// Whether its code, Go's, makes system calls on stacks that begin with 2 KiB and lie side by side: no room for handlers.
+    pub(crate) fn has_small_stacks(&self) -> bool {
+        const GOS: [&[u8]; 3] = [b".go.buildinfo", b".note.go.buildid", b".gopclntab"];
+        object::File::parse(self.bytes).is_ok_and(|file| {
+            let mut sections = file.sections();
+            sections.any(|section| section.name_bytes().is_ok_and(|name| GOS.contains(&name)))
+        })
+    }
+
     /// Where the functions with unwind information begin, in order.
     pub(crate) fn starts(&self) -> Vec<u64> {
         let Some(unwind) = &self.unwind else {

@@ -4,7 +4,7 @@ use crate::bypass::Bypass;
 use crate::call::{Call, Handlers};
 use crate::coverage::{Coverage, Library};
 use crate::gate::{self, Wired};
-use crate::image::Image;
+use crate::image::{Image, Segment};
 use crate::maps::{self, Mapping};
 use crate::patch;
 use crate::plan::{self, Plan};
@@ -137,7 +137,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, rustix::io::Errno> {
         ..Library::default()
     };
     for segment in image.segments().to_vec().iter().filter(|s| s.executable) {
-        let plan = plan::plan(&mut image, segment);
+        let plan = plan_of(&mut image, segment);
         library.rewritten += plan.sites.len();
         note(&mut library, plan);
     }
@@ -260,7 +260,7 @@ fn rewrite(
     let first = (segment.address & !0xfff) + (mapping.offset - (segment.offset & !0xfff));
     let bias = (mapping.range.start as u64).wrapping_sub(first);
     let Plan { sites, .. } = {
-        let mut plan = plan::plan(&mut image, &segment);
+        let mut plan = plan_of(&mut image, &segment);
         let inside = |at: &u64| mapping.range.contains(&(at.wrapping_add(bias) as usize));
         plan.sites
             .retain(|s| inside(&s.region.start) && inside(&(s.region.end - 1)));
@@ -271,10 +271,9 @@ fn rewrite(
             ..Plan::default()
         }
     };
-    if sites
-        .iter()
-        .all(|site| patch::is_rewritten(site, bias, stubs))
-    {
+    let done_before = |site| patch::is_rewritten(site, bias, stubs);
+    // Without any that can be rewritten, what was found of the others still counts.
+    if !sites.is_empty() && sites.iter().all(done_before) {
         *library = Library::default();
         return Ok(());
     }
@@ -284,6 +283,16 @@ fn rewrite(
     library.rewritten += patched.rewritten;
     library.uncovered.extend(patched.failed);
     Ok(())
+}
+
+/// What can be done with a segment: nothing where handlers would overflow the stacks of its code.
+fn plan_of(image: &mut Image<'_>, segment: &Segment) -> Plan {
+    let mut plan = plan::plan(image, segment);
+    if image.has_small_stacks() {
+        let sites = std::mem::take(&mut plan.sites);
+        plan.cramped.extend(sites.iter().map(|site| site.address));
+    }
+    plan
 }
 
 fn note(library: &mut Library, plan: Plan) {

@@ -135,8 +135,18 @@ impl Alternate {
                 self.theirs.set((address, flags & AUTODISARM, bytes));
             }
         }
-        let flags = flags | if on_it { ON_STACK } else { 0 };
-        if old != 0 && !write_words(old, [address, u64::from(flags), bytes]) {
+        // A handler that asks where it runs finds itself there: Go's ends the program where it does not.
+        let told = if on_it {
+            let first = start + PAGE_SIZE;
+            [
+                first as u64,
+                u64::from(flags | ON_STACK),
+                (end - first) as u64,
+            ]
+        } else {
+            [address, u64::from(flags), bytes]
+        };
+        if old != 0 && !write_words(old, told) {
             return error(libc::EFAULT);
         }
         Decision::Return(0)
@@ -165,21 +175,26 @@ mod tests {
             assert!(alternate.begin());
             let real = exchange(None).expect("asked");
             assert!(real[2] as usize >= BYTES - PAGE_SIZE && real[0] != before[0]);
-            let set = |new: Option<[u64; 3]>| {
+            let set_at = |stack: u64, new: Option<[u64; 3]>| {
                 let mut old = [9_u64; 3];
                 let new = new.as_ref().map_or(0, |new| new.as_ptr() as usize);
                 let arguments = [new, old.as_mut_ptr() as usize, 0, 0, 0, 0];
-                let call = Call::new(libc::SYS_sigaltstack as usize, arguments);
+                let mut call = Call::new(libc::SYS_sigaltstack as usize, arguments);
+                call.stack = stack as usize;
                 (alternate.change(&call), old)
             };
+            let set = |new| set_at(0, new);
             assert_eq!(set(None), (Decision::Return(0), before));
             let theirs = [0x1000, 0, 1 << 20];
             assert_eq!(set(Some(theirs)), (Decision::Return(0), before));
             assert_eq!(set(None), (Decision::Return(0), theirs));
-            assert!(
-                exchange(None).expect("asked")[2] > 1 << 20,
-                "as large as theirs"
-            );
+            let real = exchange(None).expect("asked");
+            assert!(real[2] > 1 << 20, "as large as theirs");
+            // In a handler: it runs on ours, and is told so.
+            let here = [real[0], u64::from(ON_STACK), real[2]];
+            assert_eq!(set_at(real[0] + 5000, None), (Decision::Return(0), here));
+            let busy = Decision::Return(-(libc::EPERM as isize));
+            assert_eq!(set_at(real[0] + 5000, Some(theirs)).0, busy);
             let small = Decision::Return(-(libc::ENOMEM as isize));
             assert_eq!(set(Some([0x1000, 0, 100])).0, small);
             let odd = Decision::Return(-(libc::EINVAL as isize));

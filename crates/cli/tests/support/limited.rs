@@ -209,7 +209,7 @@ fn limited(
     program: &[&str],
     native: &Output,
 ) -> Limited {
-    let stats = folder.join(format!("{test}.{limit}.json"));
+    let stats = folder.join(format!("{test}.{}.{limit}.json", user.name()));
     let limited = user
         .userswap()
         .args(["run", "--faults", user.mode()])
