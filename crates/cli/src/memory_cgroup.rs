@@ -30,17 +30,21 @@ pub(crate) struct MemoryCgroup {
 #[derive(Debug)]
 struct Files {
     limit: &'static str,
+    /// Where a line says how many processes the kernel has killed for want of memory.
+    events: &'static str,
     #[cfg(test)]
     used: &'static str,
 }
 
 const V1: Files = Files {
     limit: "memory.limit_in_bytes",
+    events: "memory.oom_control",
     #[cfg(test)]
     used: "memory.usage_in_bytes",
 };
 const V2: Files = Files {
     limit: "memory.max",
+    events: "memory.events",
     #[cfg(test)]
     used: "memory.current",
 };
@@ -97,6 +101,13 @@ impl MemoryCgroup {
     /// Sets the limit in bytes.
     pub(crate) fn set_limit(&self, bytes: u64) -> io::Result<()> {
         fs::write(self.file(self.files.limit), bytes.to_string())
+    }
+
+    /// Whether the kernel has killed a process in it for want of memory.
+    pub(crate) fn has_killed(&self) -> io::Result<bool> {
+        let text = fs::read_to_string(self.file(self.files.events))?;
+        let killed = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(killed.is_some_and(|count| count.trim() != "0"))
     }
 
     /// Bytes in use, page cache included.

@@ -73,6 +73,8 @@ pub(super) struct KernelSide {
     pub(super) most_program_bytes: u64,
     /// The most that the zram device took beside it.
     pub(super) most_zram_bytes: u64,
+    /// Whether the kernel killed a process of it for want of memory.
+    pub(super) killed: bool,
 }
 
 impl KernelSide {
@@ -145,6 +147,9 @@ impl Place<'_> {
             cgroup_bytes: limit,
             most_program_bytes: execution.most_bytes,
             most_zram_bytes: zram.usage()?.most_memory_bytes,
+            killed: cgroup
+                .has_killed()
+                .context("cannot tell what a cgroup has killed")?,
         };
         Ok((execution, side))
     }

@@ -228,7 +228,7 @@ impl Measurement<'_> {
             for _ in 0..TRIES {
                 let (execution, _, side) = self.execute(Way::Kernel, Some(limit), need)?;
                 let total = side.map_or(0, |side| side.bytes());
-                if Way::Kernel.completed(execution.end)
+                if Way::completed(execution.end, side)
                     && total.abs_diff(limit.bytes) <= limit.bytes / NEAR
                 {
                     break;
@@ -306,7 +306,7 @@ impl Measurement<'_> {
                 let algorithm = self.args.kernel_algo;
                 let cgroup = self.cgroup(limit).map_or(bytes, |cgroup| *cgroup);
                 let (execution, side) = place.under_kernel(command, cgroup, algorithm, area)?;
-                let completed = way.completed(execution.end);
+                let completed = Way::completed(execution.end, Some(side));
                 if let Some(cgroup) = self.cgroup(limit) {
                     *cgroup = corrected(bytes, side, completed);
                 }
@@ -325,7 +325,7 @@ impl Measurement<'_> {
         first: &Execution,
     ) -> anyhow::Result<()> {
         let (execution, swapped, kernel) = self.execute(way, limit, first.most_bytes)?;
-        let completed = way.completed(execution.end);
+        let completed = Way::completed(execution.end, kernel);
         let same = completed.then(|| execution.is_like(first));
         if same == Some(false) && !execution.said.is_empty() {
             self.progress.suspend(|| {
@@ -390,16 +390,8 @@ impl Way {
     }
 
     /// Whether a program came to its own end: the kernel kills what does not fit.
-    fn completed(self, end: End) -> bool {
-        use std::os::unix::process::ExitStatusExt;
-        match end {
-            End::TooLong => false,
-            End::Status(status) => {
-                let killed =
-                    status.signal() == Some(libc::SIGKILL) || status.code() == Some(128 + 9);
-                self != Way::Kernel || !killed
-            }
-        }
+    fn completed(end: End, kernel: Option<KernelSide>) -> bool {
+        end != End::TooLong && !kernel.is_some_and(|side| side.killed)
     }
 }
 

@@ -38,8 +38,10 @@ struct Median {
 struct RunMedian {
     #[serde(flatten)]
     settings: Settings,
-    /// Nothing where it was ended.
+    /// Of the executions that came to their end.
     seconds: Option<f64>,
+    /// The others: they took too long.
+    ended: usize,
     most_bytes: u64,
     in_bytes: u64,
     faults: u64,
@@ -48,8 +50,10 @@ struct RunMedian {
 
 #[derive(Clone, Debug, Serialize)]
 struct KernelMedian {
-    /// Nothing where it was ended: it does not fit.
+    /// Of the executions that came to their end.
     seconds: Option<f64>,
+    /// The others: the program did not fit, or took too long.
+    killed: usize,
     /// What the program had in memory and what the zram device took.
     bytes: u64,
     cgroup_bytes: u64,
@@ -83,15 +87,15 @@ fn of_program(group: &[&&Row], native: Vec<&Row>) -> Median {
         let number = |value: fn(&Row) -> u64| {
             median(rows.iter().map(|row| value(row) as f64)).unwrap_or(0.0) as u64
         };
-        let completed = rows.iter().all(|row| row.completed);
-        let seconds = completed
-            .then(|| median(rows.iter().map(|row| row.seconds)))
-            .flatten();
+        let completed: Vec<_> = rows.iter().filter(|row| row.completed).collect();
+        let failed = rows.len() - completed.len();
+        let seconds = median(completed.iter().map(|row| row.seconds));
         match rows[0].way {
             Way::Native => {}
             Way::Run(settings) => run.push(RunMedian {
                 settings,
                 seconds,
+                ended: failed,
                 most_bytes: number(|row| row.most_bytes),
                 in_bytes: number(|row| row.swapped.map_or(0, |swapped| swapped.in_bytes)),
                 faults: number(|row| row.swapped.map_or(0, |swapped| swapped.faults)),
@@ -100,6 +104,7 @@ fn of_program(group: &[&&Row], native: Vec<&Row>) -> Median {
             Way::Kernel => {
                 kernel = Some(KernelMedian {
                     seconds,
+                    killed: failed,
                     bytes: number(|row| row.kernel.map_or(0, KernelSide::bytes)),
                     cgroup_bytes: number(|row| row.kernel.map_or(0, |side| side.cgroup_bytes)),
                     most_zram_bytes: number(|row| {
@@ -126,8 +131,13 @@ fn of_program(group: &[&&Row], native: Vec<&Row>) -> Median {
     }
 }
 
-fn seconds(seconds: Option<f64>, else_: &str) -> String {
-    seconds.map_or_else(|| else_.to_owned(), |seconds| format!("{seconds:.2}"))
+/// A median, and how many executions are not in it, in a word.
+fn seconds(seconds: Option<f64>, others: usize, word: &str) -> String {
+    match seconds {
+        None => word.to_owned(),
+        Some(seconds) if others == 0 => format!("{seconds:.2}"),
+        Some(seconds) => format!("{seconds:.2} ({others} {word})"),
+    }
 }
 
 fn times(ratio: Option<f64>) -> String {
@@ -194,11 +204,11 @@ impl Summary {
                 median.program.clone(),
                 rounded(median.need_bytes),
                 median.limit.shown(),
-                seconds(median.native_seconds, "-"),
-                seconds(run.seconds, "too long"),
+                seconds(median.native_seconds, 0, "-"),
+                seconds(run.seconds, run.ended, "too long"),
                 kernel.map_or_else(
                     || "-".to_owned(),
-                    |kernel| seconds(kernel.seconds, "killed"),
+                    |kernel| seconds(kernel.seconds, kernel.killed, "killed"),
                 ),
                 times(median.run_over_native),
                 times(median.kernel_over_run),
@@ -221,7 +231,7 @@ impl Summary {
                     median.limit.shown(),
                     run.settings.faults.name().to_owned(),
                     run.settings.policy.name().to_owned(),
-                    seconds(run.seconds, "too long"),
+                    seconds(run.seconds, run.ended, "too long"),
                     rounded(run.in_bytes),
                     run.faults.to_string(),
                     run.refaults.to_string(),
