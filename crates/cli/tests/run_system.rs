@@ -45,6 +45,7 @@ fn what_has_to_be_in_memory_stops_it_with_a_line() {
     }
     for (how, said) in [
         ("memory", "/proc/PID/mem"),
+        ("events", "handles page faults itself"),
         ("thread", "share their thread-local memory"),
         ("thread3", "share their thread-local memory"),
     ] {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
@@ -234,6 +235,7 @@ impl RegionMemory {
             max_pages: 1,
             wait: true,
         };
+        let mut no_memory = 0;
         loop {
             shared.budget.force(1);
             let fault = shared.swap.fault(&self.mm, access);
@@ -244,6 +246,10 @@ impl RegionMemory {
                 Ok(_) => return Ok(Resolved::Mapped),
                 Err(FaultError::NoFrames) => shared.swap.frames().wait_for_scratch(),
                 Err(FaultError::Space(SpaceError::Again)) => std::thread::yield_now(),
+                Err(FaultError::Space(SpaceError::NoMemory)) if no_memory < NO_MEMORY_TRIES => {
+                    no_memory += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -358,11 +358,16 @@ fn advise(process: &Process, call: &Call) -> isize {
     }
 }
 
+/// Something else is at `range` now than what was reserved there.
+pub(crate) fn reserve_no_more(range: &Range<usize>) {
+    RESERVED.cut(range);
+}
+
 /// Has the pages of `range` made and brought in, in inline mode, where the kernel cannot: a piece at a time, as all of them may be
 /// more than the limit.
 fn populate(process: &Process, call: &Call, range: Range<usize>) -> isize {
     const PIECE: usize = 1 << 20;
-    const MOST_TRIES: usize = 1000;
+    const MOST_TRIES: usize = 20;
     let write = call.args[2] as c_int == libc::MADV_POPULATE_WRITE;
     if !range.start.is_multiple_of(PAGE_SIZE) || range.is_empty() {
         return make(call);

@@ -10,7 +10,7 @@ use userswap_sys::signals::Blocked;
 use userswap_sys::{PAGE_SIZE, own};
 
 use crate::stop::{Why, stop};
-use crate::{kept, maps, memory, raw, stacks, state};
+use crate::{calls, kept, maps, memory, raw, stacks, state};
 
 /// The calls looked at here, in both modes.
 pub(crate) const CALLS: [c_long; 6] = [
@@ -49,18 +49,22 @@ fn lock_all(call: &Call) -> Decision {
         // SAFETY: locks what the program wants locked.
         unsafe { raw::make(&now) }
     };
-    if current != 0 {
-        // Says, too, whether the program may.
-        let result = lock(libc::MCL_CURRENT | libc::MCL_ONFAULT);
-        if result < 0 {
-            return Decision::Return(result);
-        }
+    // Says, too, whether the program may.
+    let first = match current {
+        0 => flags,
+        _ => libc::MCL_CURRENT | libc::MCL_ONFAULT,
+    };
+    let mut result = lock(first);
+    if result < 0 {
+        return Decision::Return(result);
     }
     stop(Why::Locked);
     if current != 0 && flags & libc::MCL_ONFAULT == 0 {
         fill_what_is_locked();
     }
-    let result = if future != 0 { lock(flags) } else { 0 };
+    if current != 0 && future != 0 {
+        result = lock(flags);
+    }
     Decision::Return(result)
 }
 
@@ -91,9 +95,25 @@ fn fill_what_is_locked() {
 const UFFDIO_REGISTER: u32 = 0xc020_aa00;
 const UFFDIO_MOVE: u32 = 0xc028_aa05;
 
+/// A userfaultfd is told what it shall tell: the second word. Of these its reader hears before the call that changes memory goes on,
+/// and may need to change memory himself, which waits for that call where we look at both.
+const UFFDIO_API: u32 = 0xc018_aa3f;
+const EVENT_FORK: u64 = 1 << 1;
+const EVENT_REMAP: u64 = 1 << 2;
+const EVENT_REMOVE: u64 = 1 << 3;
+const EVENT_UNMAP: u64 = 1 << 6;
+const EVENTS: u64 = EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP;
+
 /// The program handles faults in memory itself, or moves pages out of it: that is not ours any more.
 fn leave_to_others(call: &Call) {
     let words = match call.args[1] as u32 {
+        UFFDIO_API => {
+            let words = memory::words::<2>(call.args[2]);
+            if words.is_some_and(|[_, features]| features & EVENTS != 0) {
+                stop(Why::Faults);
+            }
+            return;
+        }
         UFFDIO_REGISTER => memory::words::<2>(call.args[2]),
         // Where to; where from, how many.
         UFFDIO_MOVE => memory::words::<3>(call.args[2]).map(|[_, from, len]| [from, len]),
@@ -143,5 +163,10 @@ pub(crate) fn attach(process: &Process, call: &Call, make: impl FnOnce() -> isiz
     unsafe { raw::make(&Call::new(libc::SYS_shmctl as usize, arguments)) };
     let start = address & !(PAGE_SIZE - 1);
     let end = start.saturating_add(about.shm_segsz).min(1 << 47);
-    process.unmap(start..end.next_multiple_of(PAGE_SIZE), make)
+    let range = start..end.next_multiple_of(PAGE_SIZE);
+    let result = process.unmap(range.clone(), make);
+    if !(-4095..0).contains(&result) {
+        calls::reserve_no_more(&range);
+    }
+    result
 }

@@ -273,14 +273,18 @@ fn advise_reading(range: &Range<usize>, advice: Advice) {
 /// Gives back what the calling thread's stack has in memory further down than it is in use now: what took it is over.
 ///
 /// # Safety
-/// The stack goes on for `bytes`, at least 64 KiB, below where it is in use.
+/// The stack goes on for `bytes`, more than 32 KiB, below where it is in use.
+// Inlined, its variable would lie among its caller's, which may be large.
+#[inline(never)]
 pub unsafe fn trim_stack(bytes: usize) {
     // What this call itself takes, and what signal handlers and the compiler may keep below it.
     const KEPT: usize = 32 << 10;
+    assert!(bytes > KEPT, "nothing to give back");
     let here = 0_u8;
     let end = (std::ptr::from_ref(&here) as usize - KEPT) & !(PAGE_SIZE - 1);
     let start = (end + KEPT - bytes).next_multiple_of(PAGE_SIZE);
-    // SAFETY: stack, as the caller says; nothing lives below where it is in use. Where it fails the memory just stays.
+    // SAFETY: stack, as the caller says; below the frame of this call, which is its own, nothing lives. Where it fails the
+    // memory just stays.
     let _ = unsafe { discard(start, end - start) };
 }
 

@@ -7,6 +7,7 @@
 #include <linux/io_uring.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
@@ -98,6 +99,12 @@ static void odd(const char *how)
         MUST(result > 0);
         while (!started)
             ;
+    } else if (strcmp(how, "events") == 0) {
+        /* Asked for, and no use made of it: what counts is that it may be. */
+        struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_UNMAP};
+        int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+        MUST(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0);
+        close(fd);
     } else if (strcmp(how, "faults") == 0) {
         MUST(syscall(SYS_userfaultfd, O_CLOEXEC | 1) >= 0);
     } else {

@@ -99,6 +99,10 @@ impl Process {
 
     /// Changes the limit, in bytes.
     pub fn set_limit(&self, bytes: u64) {
+        if self.retired.load(Ordering::SeqCst) {
+            // What is just being brought back would be driven out again.
+            return;
+        }
         let shared = &*self.shared;
         let Some(before) = shared.budget.limit() else {
             return;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::page_table::CHUNK_PAGES;
@@ -16,6 +17,9 @@ use crate::windows;
 
 /// How often what cannot be read is tried again before its memory is left to the system without it.
 const MOST_ROUNDS: u32 = 3;
+
+/// The pause between two rounds of which one failed.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Bytes that are left to the system at a time.
 const PIECE_BYTES: usize = 4 * CHUNK_PAGES * PAGE_SIZE;
@@ -73,19 +77,25 @@ impl Process {
 
     fn release_piece(&self, range: &Range<usize>) {
         for round in 1.. {
-            let mut failed = None;
+            let mut failed = Vec::new();
             for (window, page) in swapped_pages(range) {
                 if let Err(error) = window.resolve_alone(page, true) {
-                    failed = Some(error);
+                    failed.push((window.number, page, error));
                 }
             }
+            let error_of = |window: &RegionMemory, page| {
+                let mut those = failed.iter();
+                let this = those.find(|&&(of, at, _)| (of, at) == (window.number, page));
+                this.map(|&(.., error)| error)
+            };
             let change = self.shared.moving.close();
-            let is_back = swapped_pages(range).next().is_none();
-            let is_hopeless = failed.is_some() && round >= MOST_ROUNDS;
-            if is_back || is_hopeless {
+            // One that has left again, after it was brought in, is not to be given up.
+            let is_decided = swapped_pages(range)
+                .all(|(window, page)| round >= MOST_ROUNDS && error_of(window, page).is_some());
+            if is_decided {
                 // Nobody asks us about this memory any more: what cannot be read must fail for good.
                 for (window, page) in swapped_pages(range) {
-                    if let Some(error) = failed {
+                    if let Some(error) = error_of(window, page) {
                         fault::fail(window, page, error);
                     }
                 }
@@ -95,8 +105,12 @@ impl Process {
                 self.give_up(range);
             }
             self.end(change);
-            if is_back || is_hopeless {
+            if is_decided {
                 return;
+            }
+            if !failed.is_empty() {
+                // What was in the way may pass: memory was short, or a device is slow to recover.
+                std::thread::sleep(PAUSE);
             }
         }
     }
