@@ -86,7 +86,7 @@ print(hashlib.sha256(json.dumps(sorted(back[0].items())).encode()).hexdigest())
     check_script(
         "python_builds_lists_and_dictionaries",
         &["python3"],
-        &[60],
+        &[54],
         |_| {},
         script,
     );

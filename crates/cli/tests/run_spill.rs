@@ -106,9 +106,14 @@ fn a_quarter_and_an_eighth_of_what_a_program_needs() {
     let (folder, python) = (folder(test), python().expect("python3"));
     // 200 MiB, and what Python needs.
     let program = [&*python, "-c", PROGRAM, "3200"];
-    for (limit, bytes) in [("53M", 53_u64 << 20), ("27M", 27 << 20)] {
-        let spill = folder.to_str().expect("a name");
-        let ran = run(&folder, &["--limit", limit, "--spill", spill], &program);
+    let spill = folder.to_str().expect("a name");
+    for (faults, limit, bytes) in [
+        ("auto", "53M", 53_u64 << 20),
+        ("auto", "27M", 27 << 20),
+        ("inline", "53M", 53 << 20),
+    ] {
+        let options = ["--faults", faults, "--limit", limit, "--spill", spill];
+        let ran = run(&folder, &options, &program);
         same_as_native(&ran, &program);
         let written = ran.sum("file_written_bytes");
         assert!(written > bytes, "{limit}: {written} bytes went to the file");
@@ -128,9 +133,16 @@ fn parent_and_child_each_keep_their_own() {
     }
     let (folder, python) = (folder(test), python().expect("python3"));
     let program = [&*python, "-c", PROGRAM, "1200", "fork"];
-    for device in ["zram,file:", "file:", "zram:zstd,file:"] {
+    for (faults, device) in [
+        ("auto", "zram,file:"),
+        ("auto", "file:"),
+        ("auto", "zram:zstd,file:"),
+        ("inline", "zram,file:"),
+        ("inline", "file:"),
+    ] {
         let device = format!("{device}{}", folder.display());
-        let ran = run(&folder, &["--limit", "48M", "--device", &device], &program);
+        let options = ["--faults", faults, "--limit", "48M", "--device", &device];
+        let ran = run(&folder, &options, &program);
         same_as_native(&ran, &program);
         assert_eq!(ran.swapping.len(), 2, "{device}: the program and its child");
         assert!(ran.sum("file_written_bytes") > 32 << 20, "{device}");

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
+use rustix::io_uring::{IoringEnterFlags, io_uring_enter};
 use userswap_core::device::PAGE_SIZE;
 use userswap_sys::descriptor::move_up;
 
@@ -187,13 +188,11 @@ impl Ring {
                 std::thread::yield_now();
                 continue;
             }
-            match ring.submit_and_wait(pushed - done) {
+            match submit_and_wait(ring, pushed - done) {
                 Ok(_) => {}
-                Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                    Some(Errno::INTR | Errno::AGAIN | Errno::BUSY) => std::thread::yield_now(),
-                    // The ring is gone, or was forbidden: what is under way still completes.
-                    _ => broken = true,
-                },
+                Err(Errno::INTR | Errno::AGAIN | Errno::BUSY) => std::thread::yield_now(),
+                // The ring is gone, or was forbidden: what is under way still completes.
+                Err(_) => broken = true,
             }
         }
         if broken {
@@ -202,6 +201,17 @@ impl Ring {
         }
         true
     }
+}
+
+/// Has the system take what was pushed, and waits until `count` entries are completed. By the system call itself, not libc's: a
+/// fault of the program may be what we are at, and libc's calls are looked at as the program's.
+fn submit_and_wait(ring: &mut IoUring, count: usize) -> Result<u32, Errno> {
+    let pushed = ring.submission().len() as u32;
+    // SAFETY: the ring's descriptor, open while it is borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+    let flags = IoringEnterFlags::GETEVENTS;
+    // SAFETY: the entries name memory that stays borrowed until they are completed, as where they were pushed.
+    unsafe { io_uring_enter(fd, pushed, count as u32, flags) }
 }
 
 #[cfg(test)]
