@@ -10,7 +10,7 @@ use crate::kernel_zram::Algorithm;
 use crate::size::{parse_duration, parse_size};
 
 const AFTER_HELP: &str = "\
-SIZE takes K, M, G (powers of 1024); DUR takes ns, us, ms, s; DEV is zram, zram:zstd, ram, file:PATH or zram,file:PATH.
+SIZE takes K, M, G (powers of 1024); DUR takes ns, us, ms, s; DEV is zram, zram:lz4, zram:zstd, ram, file:PATH or zram,file:PATH.
 PATH is a folder, where a file without a name is made, or, with overwrite=on, a file or block device; options follow it:
 encrypt=off, size=SIZE, overwrite=on, io_uring=off, timeout=SECONDS (until a device that does not answer is said to hang).
 Exit status: 0 good, 1 data lost or a check failed, 2 bad arguments or not possible on this host,

@@ -59,6 +59,8 @@ pub struct Usage {
     pub same_pages: u64,
     /// Pages stored compressed.
     pub compressed_pages: u64,
+    /// Of these, the ones compressed with more effort, to less, than pages are at first.
+    pub dense_pages: u64,
     /// Pages stored as they are.
     pub raw_pages: u64,
     /// Bytes of content stored: compressed sizes and raw pages.

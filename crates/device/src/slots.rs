@@ -102,6 +102,16 @@ impl<W: SlotWord> Slots<W> {
         }
     }
 
+    /// The first slot from `slot` on whose word may have been written.
+    pub(crate) fn next_touched(&self, slot: usize) -> Option<usize> {
+        let first = slot / WORDS_PER_PAGE;
+        let pages = first..self.words.len().div_ceil(WORDS_PER_PAGE);
+        let is_touched =
+            |&page: &usize| self.touched[page / 64].load(Relaxed) >> (page % 64) & 1 != 0;
+        let page = pages.into_iter().find(is_touched)?;
+        Some(slot.max(page * WORDS_PER_PAGE))
+    }
+
     /// Makes every slot empty, none of which is locked, and gives the table's memory back.
     pub(crate) fn clear(&self) {
         self.words.clear();
@@ -193,6 +203,14 @@ mod tests {
             slots.touch(slot);
         }
         assert_eq!(slots.resident_bytes() - empty, 3 * PAGE_SIZE as u64);
+        for (from, next) in [
+            (0, Some(0)),
+            (700, Some(700)),
+            (1024, Some(1 << 19)),
+            ((1 << 19) + 512, None),
+        ] {
+            assert_eq!(slots.next_touched(from), next);
+        }
         slots.clear();
         assert_eq!(slots.resident_bytes(), empty);
         slots.touch(1);

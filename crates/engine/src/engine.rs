@@ -430,7 +430,7 @@ impl Engine {
     /// An engine with the defaults: compressed memory, no limit, faults inline, direct swap-in.
     pub fn builder() -> EngineBuilder {
         EngineBuilder {
-            device: DeviceSpec::Zram(Codec::Lz4),
+            device: DeviceSpec::Zram(Codec::Adaptive),
             custom_device: None,
             area: None,
             limit: None,

@@ -132,7 +132,8 @@ impl FromStr for DeviceSpec {
             .split_once(',')
             .map_or((text, None), |(name, below)| (name, Some(below)));
         let codec = match name {
-            "zram" | "zram:lz4" => Codec::Lz4,
+            "zram" => Codec::Adaptive,
+            "zram:lz4" => Codec::Lz4,
             "zram:zstd" => Codec::Zstd,
             "ram" if below.is_none() => {
                 return Ok(Self::Ram {
@@ -189,7 +190,8 @@ impl FromStr for FileSpec {
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let zram = |codec: &Codec| match codec {
-            Codec::Lz4 => "zram",
+            Codec::Adaptive => "zram",
+            Codec::Lz4 => "zram:lz4",
             Codec::Zstd => "zram:zstd",
         };
         match self {
@@ -243,7 +245,10 @@ mod tests {
 
     #[test]
     fn devices_and_modes_are_parsed_by_name() {
-        assert!(matches!("zram".parse(), Ok(DeviceSpec::Zram(Codec::Lz4))));
+        assert!(matches!(
+            "zram".parse(),
+            Ok(DeviceSpec::Zram(Codec::Adaptive))
+        ));
         assert!(matches!(
             "zram:zstd".parse(),
             Ok(DeviceSpec::Zram(Codec::Zstd))
@@ -267,6 +272,7 @@ mod tests {
     fn files_and_tiers_are_parsed_with_their_options() {
         for text in [
             "zram",
+            "zram:lz4",
             "zram:zstd",
             "ram",
             "file:/a/b",

@@ -49,7 +49,7 @@ impl Config {
         let limit = variable(names::LIMIT)?.parse().ok()?;
         Some(Self {
             limit,
-            device: parse(names::DEVICE, DeviceSpec::Zram(userswap::Codec::Lz4)),
+            device: parse(names::DEVICE, DeviceSpec::Zram(userswap::Codec::default())),
             stats: variable(names::STATS),
             tree: variable(names::TREE),
             inline: variable(names::FAULTS).as_deref() == Some("inline"),

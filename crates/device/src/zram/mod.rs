@@ -11,12 +11,16 @@
 //! In the ways `direct` and `cached` the engine lets nobody meet on a slot, and the lock is never
 //! contended but by a compaction; the way `unpinned` meets, and stays memory-safe.
 //!
-//! Lock order: a compression context, or a slot; then a shard of the store; then its pool. A
-//! decompression context is taken under a slot's lock and nothing is taken under it.
+//! Lock order: a compression context; a slot; a shard of the store; its pool. A decompression context is
+//! taken under a slot's lock and nothing is taken under it.
 
+mod recompress;
 #[cfg(test)]
 mod tests;
 mod word;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
 use userswap_core::device::{
@@ -24,12 +28,17 @@ use userswap_core::device::{
 };
 
 use crate::arena::refused;
-use crate::codec::{Codec, Contexts};
+use crate::codec::{Codec, Contexts, Format};
 use crate::cpu::{self, Counters};
 use crate::same;
 use crate::slots::{Locked, Slots};
 use crate::store::{Release, Store};
+use recompress::Sweep;
 use word::{Stored, WIDE_BYTES, Word};
+
+/// Where the store takes more than one part in so many of the limit, [`Codec::Adaptive`] takes to Zstandard: too little is left
+/// for what the program works on.
+const DENSE_FROM: u64 = 2;
 
 /// How a [`Zram`] is to work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +75,10 @@ pub struct Zram {
     slots: Slots<Word>,
     store: Store,
     contexts: Contexts,
-    /// Bytes the contexts take: asked for once, since asking takes their locks.
-    context_bytes: u64,
-    counters: Counters<4>,
+    counters: Counters<5>,
+    /// Bytes the store may take before pages are compressed with Zstandard, where the codec is adaptive.
+    dense_from: AtomicU64,
+    sweep: Mutex<Sweep>,
     options: ZramOptions,
     /// What somebody else does between the two halves of [`Zram::replace`], when a test breaks the rule
     /// `ReplaceInOneStep`.
@@ -81,6 +91,8 @@ const SAME: usize = 0;
 const PACKED: usize = 1;
 const RAW: usize = 2;
 const STORED_BYTES: usize = 3;
+/// Of the packed ones, those by Zstandard.
+const DENSE: usize = 4;
 
 impl Zram {
     /// A device of `slots` slots, at most `u32::MAX`. Address space for all of them is reserved
@@ -95,9 +107,10 @@ impl Zram {
         Ok(Self {
             slots: Slots::new(count as usize)?,
             store: Store::new(slots, options.memory_limit)?,
-            context_bytes: contexts.memory_bytes() as u64,
             contexts,
             counters: Counters::new()?,
+            dense_from: AtomicU64::new(u64::MAX),
+            sweep: Mutex::new(Sweep::new()),
             options,
             #[cfg(test)]
             between: None,
@@ -114,7 +127,7 @@ impl Zram {
             };
             let mut locked = self.slots.lock(slot);
             let len = match locked.word().stored() {
-                Stored::Packed(held, len) if held == handle => len,
+                Stored::Packed(held, len, _) if held == handle => len,
                 Stored::Wide(held) if held == handle => WIDE_BYTES,
                 // Freed, or moved on, since the store looked.
                 _ => return true,
@@ -124,8 +137,8 @@ impl Zram {
                 return false;
             };
             locked.set(match locked.word().stored() {
-                Stored::Wide(_) => Word::wide(copy),
-                _ => Word::packed(copy, len),
+                Stored::Packed(_, len, format) => Word::packed(copy, len, format),
+                _ => Word::wide(copy),
             });
             let release = self.store.free(handle);
             drop(locked);
@@ -136,7 +149,9 @@ impl Zram {
 
     /// Bytes of tables and contexts.
     fn metadata_bytes(&self) -> u64 {
-        self.slots.resident_bytes() + self.store.metadata_bytes() + self.context_bytes
+        self.slots.resident_bytes()
+            + self.store.metadata_bytes()
+            + self.contexts.memory_bytes() as u64
     }
 
     /// The options it was made with.
@@ -162,14 +177,47 @@ impl Zram {
                     .map(Word::wide),
             };
         }
-        self.contexts.compress(cpu, page, |packed| match packed {
-            Some(packed) => {
-                let handle = self.store.put(cpu, owner, packed)?;
-                Ok(Word::packed(handle, packed.len()))
-            }
-            None if self.options.refuse_incompressible => Err(DeviceError::Incompressible),
-            None => self.store.put_page(cpu, page).map(Word::page),
+        let format = match self.options.codec {
+            Codec::Zstd => Format::Zstd,
+            Codec::Adaptive if self.is_dense() => Format::Zstd,
+            Codec::Lz4 | Codec::Adaptive => Format::Lz4,
+        };
+        if let Some(word) = self.pack(cpu, owner, page, format)? {
+            return Ok(word);
+        }
+        if !self.options.refuse_incompressible {
+            return self.store.put_page(cpu, page).map(Word::page);
+        }
+        // A page that could not leave memory is worth another try.
+        let denser = (self.options.codec, format) == (Codec::Adaptive, Format::Lz4);
+        let packed = match denser {
+            true => self.pack(cpu, owner, page, Format::Zstd)?,
+            false => None,
+        };
+        packed.ok_or(DeviceError::Incompressible)
+    }
+
+    /// Stores `page` compressed; nothing if it does not compress so.
+    fn pack(
+        &self,
+        cpu: usize,
+        owner: u32,
+        page: &PageBytes,
+        format: Format,
+    ) -> Result<Option<Word>, DeviceError> {
+        self.contexts.compress(cpu, format, page, |packed| {
+            let Some(packed) = packed else {
+                return Ok(None);
+            };
+            let handle = self.store.put(cpu, owner, packed)?;
+            Ok(Some(Word::packed(handle, packed.len(), format)))
         })
+    }
+
+    /// Whether the store has outgrown its share of the limit.
+    fn is_dense(&self) -> bool {
+        // Relaxed: a threshold that may be passed a little later.
+        self.store.resident_bytes() > self.dense_from.load(Relaxed)
     }
 
     /// Makes `word` what `slot` holds, and frees what it held.
@@ -185,7 +233,7 @@ impl Zram {
         locked.set(word);
         let release = match old.stored() {
             Stored::Empty | Stored::Same(_) => None,
-            Stored::Wide(handle) | Stored::Packed(handle, _) | Stored::Page(handle) => {
+            Stored::Wide(handle) | Stored::Packed(handle, ..) | Stored::Page(handle) => {
                 self.store.free(handle)
             }
         };
@@ -206,7 +254,11 @@ impl Zram {
             Stored::Empty => return,
             Stored::Same(_) => return self.counters.add(cpu, SAME, sign),
             Stored::Wide(_) => (PACKED, WIDE_BYTES),
-            Stored::Packed(_, len) => (PACKED, len),
+            Stored::Packed(_, len, Format::Lz4) => (PACKED, len),
+            Stored::Packed(_, len, Format::Zstd) => {
+                self.counters.add(cpu, DENSE, sign);
+                (PACKED, len)
+            }
             Stored::Page(_) => (RAW, PAGE_SIZE),
         };
         self.counters.add(cpu, kind, sign);
@@ -236,10 +288,10 @@ impl Zram {
                     u64::from_ne_bytes(bytes.try_into().expect("eight bytes")),
                 );
             }
-            Stored::Packed(handle, len) => {
+            Stored::Packed(handle, len, format) => {
                 // SAFETY: as above.
                 let packed = unsafe { self.store.bytes(handle, len) };
-                if !self.contexts.decompress(packed, page) {
+                if !self.contexts.decompress(format, packed, page) {
                     return Err(DeviceError::Corrupt);
                 }
             }
@@ -297,7 +349,7 @@ impl Zram {
         take(page);
         locked.set(Word::EMPTY);
         let release = match old.stored() {
-            Stored::Packed(handle, _) | Stored::Page(handle) => self.store.free(handle),
+            Stored::Packed(handle, ..) | Stored::Page(handle) => self.store.free(handle),
             _ => None,
         };
         drop(locked);
@@ -314,7 +366,8 @@ impl Device for Zram {
 
     fn name(&self) -> &str {
         match self.options.codec {
-            Codec::Lz4 => "zram",
+            Codec::Adaptive => "zram",
+            Codec::Lz4 => "zram:lz4",
             Codec::Zstd => "zram:zstd",
         }
     }
@@ -360,6 +413,14 @@ impl Device for Zram {
         }
     }
 
+    fn tend(&self) -> bool {
+        self.recompress_some()
+    }
+
+    fn note_limit(&self, bytes: u64) {
+        self.dense_from.store(bytes / DENSE_FROM, Relaxed);
+    }
+
     fn retire(&self) {
         Self::compact(self);
         self.slots.clear();
@@ -369,6 +430,7 @@ impl Device for Zram {
         Usage {
             same_pages: self.counters.total(SAME),
             compressed_pages: self.counters.total(PACKED),
+            dense_pages: self.counters.total(DENSE),
             raw_pages: self.counters.total(RAW),
             stored_bytes: self.counters.total(STORED_BYTES),
             memory_bytes: self.store.resident_bytes(),

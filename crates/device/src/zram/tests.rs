@@ -4,7 +4,7 @@ use super::*;
 
 /// Spoils the stored bytes of a slot.
 fn spoil(device: &Zram, slot: usize, junk: u8) {
-    let Stored::Packed(handle, len) = device.slots.peek(slot).unwrap().stored() else {
+    let Stored::Packed(handle, len, _) = device.slots.peek(slot).unwrap().stored() else {
         panic!("nothing compressed here");
     };
     // SAFETY: nobody else uses the device during this test; the slice lives for this call only.
@@ -16,6 +16,171 @@ fn spoil(device: &Zram, slot: usize, junk: u8) {
 
 fn page_of(step: usize) -> PageBytes {
     std::array::from_fn(|index| (index / 64 * step) as u8)
+}
+
+/// Bytes without order, of each the bits in `bits`.
+fn noise(mut seed: u32, bits: u8) -> PageBytes {
+    std::array::from_fn(|_| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 24) as u8 & bits
+    })
+}
+
+/// A page that LZ4 stores in about half, and Zstandard in little: few different bytes, in no order.
+fn dense_page(seed: u32) -> PageBytes {
+    let mut page = noise(seed, 0x11);
+    page[PAGE_SIZE / 4..].fill(seed as u8);
+    page
+}
+
+fn adaptive(slots: u64) -> Zram {
+    Zram::new(slots, ZramOptions::default()).unwrap()
+}
+
+fn check(device: &Zram, slot: u64, expected: &PageBytes) {
+    let mut page = [0; PAGE_SIZE];
+    assert_eq!(device.read(slot, &mut page), Ok(Content::Bytes), "{slot}");
+    assert!(page == *expected, "slot {slot} has other content");
+}
+
+#[test]
+fn a_store_that_outgrows_its_share_is_compressed_anew() {
+    let device = adaptive(2048);
+    for slot in 0..1024 {
+        device.write(slot, &dense_page(slot as u32)).unwrap();
+    }
+    assert!(!device.tend(), "there is no limit");
+    let before = device.usage();
+    assert_eq!((before.compressed_pages, before.dense_pages), (1024, 0));
+    device.note_limit(before.memory_bytes * 3);
+    assert!(!device.tend(), "it is within its share");
+    device.write(1500, &dense_page(1500)).unwrap();
+    assert_eq!(device.usage().dense_pages, 0);
+
+    device.note_limit(before.memory_bytes);
+    device.write(1501, &dense_page(1501)).unwrap();
+    assert_eq!(device.usage().dense_pages, 1, "from now on at once");
+    while device.tend() {}
+    let after = device.usage();
+    assert_eq!(after.compressed_pages, 1026);
+    assert!(after.dense_pages > 900, "{after:?}");
+    assert!(
+        after.stored_bytes < before.stored_bytes * 3 / 4,
+        "{before:?} {after:?}"
+    );
+    for slot in (0..1024).chain([1500, 1501]) {
+        check(&device, slot, &dense_page(slot as u32));
+        device.discard(slot);
+    }
+    let empty = device.usage();
+    assert_eq!(
+        (
+            empty.compressed_pages,
+            empty.dense_pages,
+            empty.stored_bytes
+        ),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn what_gets_no_smaller_stays_and_is_not_tried_again() {
+    let device = adaptive(256);
+    let half_noise = |slot: u64| {
+        let mut page = noise(slot as u32, u8::MAX);
+        page[PAGE_SIZE / 2..].fill(7);
+        page
+    };
+    for slot in 0..100 {
+        device.write(slot, &half_noise(slot)).unwrap();
+    }
+    device.note_limit(PAGE_SIZE as u64);
+    assert!(device.tend(), "a round begins");
+    while device.tend() {}
+    assert_eq!(device.usage().dense_pages, 0);
+    assert!(!device.tend(), "nothing new has come");
+    device.note_limit(u64::MAX);
+    for slot in 100..150 {
+        device.write(slot, &dense_page(slot as u32)).unwrap();
+    }
+    device.note_limit(PAGE_SIZE as u64);
+    while device.tend() {}
+    assert_eq!(device.usage().dense_pages, 50, "what has come since");
+    for slot in 0..100 {
+        check(&device, slot, &half_noise(slot));
+    }
+}
+
+#[test]
+fn a_page_that_could_not_leave_gets_another_try() {
+    let refusing = |codec| {
+        let options = ZramOptions {
+            codec,
+            refuse_incompressible: true,
+            ..ZramOptions::default()
+        };
+        Zram::new(4, options).unwrap()
+    };
+    let page = noise(3, 0x1f);
+    let result = refusing(Codec::Lz4).write(0, &page);
+    assert_eq!(
+        result,
+        Err(DeviceError::Incompressible),
+        "or it shows nothing"
+    );
+    let device = refusing(Codec::Adaptive);
+    device.write(0, &page).unwrap();
+    assert_eq!(device.usage().dense_pages, 1);
+    check(&device, 0, &page);
+    let result = device.write(0, &noise(3, u8::MAX));
+    assert_eq!(result, Err(DeviceError::Incompressible));
+    check(&device, 0, &page);
+}
+
+/// Writers, readers and discards of their own slots, while all is recompressed and moved together.
+#[test]
+fn recompression_is_one_step_to_everybody_else() {
+    const OWNERS: u64 = 3;
+    const SLOTS: u64 = 96;
+    let device = adaptive(OWNERS * SLOTS);
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for owner in 0..OWNERS {
+            let (device, done) = (&device, &done);
+            scope.spawn(move || {
+                let mut held = [None; SLOTS as usize];
+                for turn in 0..6000_u32 {
+                    // Every other hundred by LZ4, for the sweep to find.
+                    if owner == 0 && turn.is_multiple_of(100) {
+                        let dense = turn / 100 % 2 == 0;
+                        device.note_limit(if dense { 0 } else { u64::MAX });
+                    }
+                    let number = turn.wrapping_mul(0x9e37_79b9) >> 7;
+                    let index = u64::from(number) % SLOTS;
+                    let slot = owner * SLOTS + index;
+                    if let Some(seed) = held[index as usize] {
+                        check(device, slot, &dense_page(seed));
+                    }
+                    if number.is_multiple_of(5) {
+                        device.discard(slot);
+                        held[index as usize] = None;
+                    } else {
+                        device.write(slot, &dense_page(turn)).unwrap();
+                        held[index as usize] = Some(turn);
+                    }
+                }
+                done.fetch_add(1, Relaxed);
+            });
+        }
+        let mut recompressed = 0;
+        while done.load(Relaxed) < OWNERS {
+            let before = device.usage().dense_pages;
+            device.tend();
+            recompressed += device.usage().dense_pages.saturating_sub(before);
+            device.compact();
+        }
+        assert!(recompressed > 0, "nothing was");
+    });
 }
 
 #[test]
@@ -57,15 +222,18 @@ fn a_length_that_is_wrong_is_an_error() {
         )
         .unwrap();
         device.write(1, &page_of(7)).unwrap();
-        let Stored::Packed(handle, len) = device.slots.peek(1).unwrap().stored() else {
+        let Stored::Packed(handle, len, format) = device.slots.peek(1).unwrap().stored() else {
             panic!()
         };
-        device.slots.lock(1).set(Word::packed(handle, len - 1));
+        device
+            .slots
+            .lock(1)
+            .set(Word::packed(handle, len - 1, format));
         assert_eq!(
             device.read(1, &mut [0; PAGE_SIZE]),
             Err(DeviceError::Corrupt)
         );
-        device.slots.lock(1).set(Word::packed(handle, len));
+        device.slots.lock(1).set(Word::packed(handle, len, format));
         assert_eq!(device.read(1, &mut [0; PAGE_SIZE]), Ok(Content::Bytes));
     }
 }
@@ -87,11 +255,7 @@ fn each_kind_of_page_gets_its_state() {
     same::fill(&mut page, 0xf122_3344_5566_7781);
     assert!(matches!(stored(2, &page), Stored::Wide(_)));
     assert!(matches!(stored(3, &page_of(3)), Stored::Packed(..)));
-    let mut seed = 1_u32;
-    let noise = std::array::from_fn(|_| {
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (seed >> 24) as u8
-    });
+    let noise = noise(1, u8::MAX);
     assert!(matches!(stored(4, &noise), Stored::Page(_)));
     device.discard(4);
     assert_eq!(device.slots.peek(4), Some(Word::EMPTY));
@@ -126,7 +290,7 @@ fn an_object_replaced_in_two_steps_is_freed_twice() {
         drop(locked);
         device.count(0, word, 1);
         device.count(0, old, -1);
-        let Stored::Packed(handle, _) = old.stored() else {
+        let Stored::Packed(handle, ..) = old.stored() else {
             panic!("nothing compressed here");
         };
         device.finish(device.store.free(handle));

@@ -16,12 +16,13 @@
 //! | [`HIGH`] | one word repeated, whose four lowest bits are 0 (a round floating-point number) | no |
 //! | [`HALF`] | half a word repeated (poisoned memory, -1) | no |
 //! | [`WIDE`] | any other word repeated | an object with the word |
-//! | [`PACKED`] | compressed | an object of `bytes` |
+//! | [`LZ4`], [`ZSTD`] | compressed so | an object of `bytes` |
 //! | [`PAGE`] | not compressible | a page |
 //!
 //! L is the slot's lock. Whoever holds it may change the word and free or move the object; nobody
 //! else may do either. To read an object, hold it; to read a word without an object, one load does.
 
+use crate::codec::Format;
 use crate::slots::SlotWord;
 use crate::store::Handle;
 
@@ -36,8 +37,9 @@ const LOW: u64 = 1;
 const HIGH: u64 = 2;
 const HALF: u64 = 3;
 const WIDE: u64 = 4;
-const PACKED: u64 = 5;
+const LZ4: u64 = 5;
 const PAGE: u64 = 6;
+const ZSTD: u64 = 7;
 
 /// Bytes a [`WIDE`] object holds.
 pub(super) const WIDE_BYTES: usize = size_of::<u64>();
@@ -55,8 +57,8 @@ pub(super) enum Stored {
     Same(u64),
     /// The word in this object, repeated.
     Wide(Handle),
-    /// This object, of this many bytes, compressed.
-    Packed(Handle, usize),
+    /// This object, of this many bytes, compressed so.
+    Packed(Handle, usize, Format),
     /// This page.
     Page(Handle),
 }
@@ -84,8 +86,12 @@ impl Word {
     }
 
     /// The word for a compressed object of `len` bytes.
-    pub(super) fn packed(handle: Handle, len: usize) -> Self {
-        Self::object(PACKED, handle, len)
+    pub(super) fn packed(handle: Handle, len: usize, format: Format) -> Self {
+        let state = match format {
+            Format::Lz4 => LZ4,
+            Format::Zstd => ZSTD,
+        };
+        Self::object(state, handle, len)
     }
 
     /// The word for a page stored as it is.
@@ -109,9 +115,10 @@ impl Word {
             HIGH => Stored::Same(value << VALUE_SHIFT),
             HALF => Stored::Same(value << 32 | value),
             WIDE => Stored::Wide(handle),
-            PACKED => Stored::Packed(handle, (value & LEN_MASK) as usize),
+            LZ4 => Stored::Packed(handle, (value & LEN_MASK) as usize, Format::Lz4),
+            ZSTD => Stored::Packed(handle, (value & LEN_MASK) as usize, Format::Zstd),
             PAGE => Stored::Page(handle),
-            _ => unreachable!("no word is made with this state"),
+            _ => unreachable!("three bits have eight values"),
         }
     }
 }
@@ -151,10 +158,10 @@ mod tests {
     #[test]
     fn objects_come_back() {
         let handle = Handle((1 << 48) - 1);
-        assert_eq!(
-            Word::packed(handle, 4095).stored(),
-            Stored::Packed(handle, 4095)
-        );
+        for format in [Format::Lz4, Format::Zstd] {
+            let word = Word::packed(handle, 4095, format);
+            assert_eq!(word.stored(), Stored::Packed(handle, 4095, format));
+        }
         assert_eq!(Word::wide(Handle(0)).stored(), Stored::Wide(Handle(0)));
         assert_eq!(Word::page(handle).stored(), Stored::Page(handle));
         assert_eq!(Word::EMPTY.stored(), Stored::Empty);
