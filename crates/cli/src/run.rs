@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use userswap::{DeviceSpec, FileOptions, FileSpec};
 use userswap_device::File as SwapFile;
 use userswap_preload::config::names;
@@ -45,6 +47,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let tree_file = memory_file("userswap-tree")?;
     let tree = Tree::create(&tree_file).context("cannot make the table of processes")?;
+    let plans_file = memory_file("userswap-plans")?;
     let (_stats_file, stats_path) = match &args.stats {
         Some(path) => {
             let file = File::create(path)
@@ -69,6 +72,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         .env(names::LIMIT, limit.to_string())
         .env(names::DEVICE, device.to_string())
         .env(names::TREE, path_of(&tree_file))
+        .env(names::PLANS, path_of(&plans_file))
         .env(names::STATS, &stats_path)
         .env(names::FAULTS, faults)
         .env(names::STRICT, if args.strict { "1" } else { "0" });
@@ -117,6 +121,9 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         os::on_signal(signal, leave_to_the_program).context("cannot install a signal handler")?;
     }
+    // Where there is none, the end is seen at the next look.
+    let process = Pid::from_raw(child.id() as i32);
+    let process = process.and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
     let (mut most, mut looks) = (0, 0);
     loop {
         most = most.max(tree.resident());
@@ -127,7 +134,17 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
         if looks % LOOKS_A_SWEEP == 0 {
             tree.sweep(|process| !Path::new(&format!("/proc/{process}")).exists());
         }
-        std::thread::sleep(LOOK_EVERY);
+        match &process {
+            Some(process) => {
+                let pause = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: LOOK_EVERY.subsec_nanos().into(),
+                };
+                // Every error means "look again".
+                let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&pause));
+            }
+            None => std::thread::sleep(LOOK_EVERY),
+        }
     }
 }
 
@@ -278,9 +295,7 @@ fn on_path(program: &std::ffi::OsStr) -> Option<PathBuf> {
 
 /// No library can be loaded into a static program: it runs as it is.
 fn warn_if_static(path: &Path) {
-    if let Ok(inspected) = userswap_hook::inspect(path)
-        && !inspected.dynamic
-    {
+    if userswap_hook::is_dynamic(path) == Ok(false) {
         eprintln!(
             "userswap: {} is statically linked, so nothing can be loaded into it: it runs without a limit",
             path.display()

@@ -5,6 +5,7 @@
 //! `HOOK_MODE`: `count` (default), `slow` (the same, and takes its time before each `read`:
 //! counters 500 and 501 tell how often that began and ended), `clobber` (the same, and destroys every register it may), `idle` (installed, not
 //! active), `unwanted` (active, nobody wants a number), `off`.
+//! `HOOK_PLANS` names a file through which processes share what they find in libraries.
 //! `HOOK_REPORT=1` prints what was found to standard error, at the start and at the end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,8 +130,9 @@ extern "C" fn start() {
         slow: mode == "slow",
         clobbers: mode == "clobber" && std::arch::is_x86_feature_detected!("avx"),
     }));
+    let plans = std::env::var_os("HOOK_PLANS").map(std::path::PathBuf::from);
     let began = std::time::Instant::now();
-    let found = match userswap_hook::install(handlers) {
+    let found = match userswap_hook::install(handlers, plans.as_deref()) {
         Ok(found) => found,
         Err(error) => {
             eprintln!("counting: {error}");

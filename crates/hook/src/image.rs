@@ -250,8 +250,14 @@ impl<'a> Image<'a> {
 }
 
 impl Segment {
-    fn contains(&self, address: u64) -> bool {
+    pub(crate) fn contains(&self, address: u64) -> bool {
         address >= self.address && address - self.address < self.len
+    }
+
+    /// Whether a mapping that begins there in the file is of this segment.
+    pub(crate) fn is_mapped_at(&self, offset: u64) -> bool {
+        self.offset & !0xfff <= offset
+            && offset - (self.offset & !0xfff) < self.len + (self.offset & 0xfff)
     }
 }
 

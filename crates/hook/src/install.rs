@@ -3,15 +3,15 @@
 use crate::bypass::Bypass;
 use crate::call::{Call, Handlers};
 use crate::coverage::{Coverage, Library};
+use crate::file::CodeFile;
 use crate::gate::{self, Wired};
 use crate::image::{Image, Segment};
+use crate::known::Known;
 use crate::maps::{self, Mapping};
 use crate::patch;
 use crate::plan::{self, Plan};
-use rustix::fs::{Mode, OFlags};
-use rustix::mm::{MapFlags, ProtFlags};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -42,6 +42,8 @@ struct Done {
     coverage: Coverage,
     /// Where stubs lie.
     stubs: Vec<Range<usize>>,
+    /// The file of plans that processes share.
+    plans: Option<PathBuf>,
 }
 
 /// The lock is held while code is rewritten, with signals blocked. A process copy that was made meanwhile by another thread
@@ -73,9 +75,12 @@ extern "C" fn in_copy() {
 /// rewritten as it is mapped. The kernel's (vdso) is, too, where calls are wanted that it makes. Our own code, and code that
 /// belongs to no file, stay as they are.
 ///
+/// `plans` names a file, empty at first, that processes of one user share: what one of them finds in a library the others need
+/// not look for. What is there is not taken for more than it is; without it, each looks through all.
+///
 /// # Errors
 /// See [`Error`]; the process is unchanged then.
-pub fn install(handlers: &'static dyn Handlers) -> Result<Coverage, Error> {
+pub fn install(handlers: &'static dyn Handlers, plans: Option<&Path>) -> Result<Coverage, Error> {
     match maps::threads().map_err(Error::Maps)? {
         0 | 1 => {}
         more => return Err(Error::Threads(more)),
@@ -97,10 +102,8 @@ pub fn install(handlers: &'static dyn Handlers) -> Result<Coverage, Error> {
     unsafe { libc::pthread_atfork(None, None, Some(in_copy)) };
     without_signals(|| {
         let mut done = done();
-        let own = own_inode(&maps);
-        for mapping in maps.iter().filter(|m| m.executable) {
-            take_in(mapping, own, &mut done);
-        }
+        done.plans = plans.map(Path::to_path_buf);
+        take_in_all(maps, |_| true, &mut done);
         Ok(done.coverage.clone())
     })
 }
@@ -130,7 +133,7 @@ pub fn coverage() -> Coverage {
 /// # Errors
 /// What opening or mapping the file gave; `INVAL` where it is not an x86-64 ELF file.
 pub fn inspect(path: &Path) -> Result<Inspection, rustix::io::Errno> {
-    let file = MappedFile::open(path)?;
+    let file = CodeFile::open(path)?.map()?;
     let mut image = Image::parse(file.bytes()).ok_or(rustix::io::Errno::INVAL)?;
     let mut library = Library {
         path: path.to_path_buf(),
@@ -139,12 +142,22 @@ pub fn inspect(path: &Path) -> Result<Inspection, rustix::io::Errno> {
     for segment in image.segments().to_vec().iter().filter(|s| s.executable) {
         let plan = plan_of(&mut image, segment);
         library.rewritten += plan.sites.len();
-        note(&mut library, plan);
+        note(&mut library, &plan);
     }
     Ok(Inspection {
         dynamic: image.is_dynamic(),
         library,
     })
+}
+
+/// Whether the dynamic linker loads the program at `path`; nothing can be loaded into a static one.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn is_dynamic(path: &Path) -> Result<bool, rustix::io::Errno> {
+    let file = CodeFile::open(path)?.map()?;
+    let image = Image::parse(file.bytes()).ok_or(rustix::io::Errno::INVAL)?;
+    Ok(image.is_dynamic())
 }
 
 /// What [`inspect`] found.
@@ -172,14 +185,7 @@ fn code_came(call: &Call, result: isize) {
     let _bypass = Bypass::new();
     without_signals(|| {
         let Ok(maps) = maps::read() else { return };
-        let mut done = done();
-        let own = own_inode(&maps);
-        for mapping in maps
-            .iter()
-            .filter(|m| m.executable && overlap(&m.range, &range))
-        {
-            take_in(mapping, own, &mut done);
-        }
+        take_in_all(maps, |m| overlap(&m.range, &range), &mut done());
     });
 }
 
@@ -195,8 +201,24 @@ fn own_inode(maps: &[Mapping]) -> u64 {
         .map_or(0, |m| m.inode)
 }
 
+/// Looks at the mappings of code that are meant, and rewrites them.
+fn take_in_all(mut maps: Vec<Mapping>, meant: impl Fn(&Mapping) -> bool, done: &mut Done) {
+    let own = own_inode(&maps);
+    let known = done.plans.as_ref().and_then(|path| Known::open(path, own));
+    let of_code = maps.iter().filter(|m| m.executable && meant(m));
+    for mapping in of_code.cloned().collect::<Vec<_>>() {
+        take_in(&mapping, own, known.as_ref(), &mut maps, done);
+    }
+}
+
 /// Looks at one mapping, and rewrites it.
-fn take_in(mapping: &Mapping, own: u64, done: &mut Done) {
+fn take_in(
+    mapping: &Mapping,
+    own: u64,
+    known: Option<&Known>,
+    maps: &mut Vec<Mapping>,
+    done: &mut Done,
+) {
     // The kernel's own code makes calls where it cannot answer itself: those that ask for the time.
     let kernels = is_kernels(mapping) && gate::wanted(libc::SYS_clock_gettime as usize);
     if mapping.inode == 0 && !kernels {
@@ -213,8 +235,10 @@ fn take_in(mapping: &Mapping, own: u64, done: &mut Done) {
         path: mapping.path.clone(),
         ..Library::default()
     };
-    match rewrite(mapping, &mut library, &mut done.stubs) {
-        Ok(()) => {}
+    match look_at(mapping, known) {
+        Ok((segment, plan)) => {
+            rewrite(mapping, &segment, plan, &mut library, maps, &mut done.stubs);
+        }
         Err(why) => library.unreadable = Some(why),
     }
     if library.rewritten + library.native + library.uncovered.len() > 0
@@ -228,61 +252,80 @@ fn is_kernels(mapping: &Mapping) -> bool {
     mapping.path.as_os_str() == "[vdso]"
 }
 
-fn rewrite(
-    mapping: &Mapping,
-    library: &mut Library,
-    stubs: &mut Vec<Range<usize>>,
-) -> Result<(), &'static str> {
-    let (file, memory);
-    let bytes = if is_kernels(mapping) {
+/// What is mapped there, and what can be done with it.
+fn look_at(mapping: &Mapping, known: Option<&Known>) -> Result<(Segment, Plan), &'static str> {
+    if is_kernels(mapping) {
         // SAFETY: mapped and readable as long as the process lives. A copy: the code is about to change.
-        memory = unsafe {
+        let memory = unsafe {
             std::slice::from_raw_parts(mapping.range.start as *const u8, mapping.range.len())
         }
         .to_vec();
-        &memory[..]
-    } else {
-        file = MappedFile::open(&mapping.path).map_err(|_| "the file cannot be opened any more")?;
-        if file.inode != mapping.inode {
-            return Err("the file was replaced since it was mapped");
-        }
-        file.bytes()
-    };
+        return look_through(&memory, mapping.offset);
+    }
+    let file = CodeFile::open(&mapping.path).map_err(|_| "the file cannot be opened any more")?;
+    if file.inode() != mapping.inode {
+        return Err("the file was replaced since it was mapped");
+    }
+    let known = known.and_then(|known| Some((known, file.identity().ok()?)));
+    if let Some((known, identity)) = &known
+        && let Some(found) = known.find(identity, mapping.offset)
+    {
+        return Ok(found);
+    }
+    let bytes = file
+        .map()
+        .map_err(|_| "the file cannot be opened any more")?;
+    let (segment, plan) = look_through(bytes.bytes(), mapping.offset)?;
+    if let Some((known, identity)) = &known {
+        known.keep(&file, identity, &segment, &plan);
+    }
+    Ok((segment, plan))
+}
+
+/// The segment that is mapped from `offset` on, and its plan.
+fn look_through(bytes: &[u8], offset: u64) -> Result<(Segment, Plan), &'static str> {
     let mut image = Image::parse(bytes).ok_or("not an x86-64 ELF file")?;
     let segment = image
         .segments()
         .iter()
         .copied()
-        .find(|s| {
-            s.executable && s.offset & !0xfff <= mapping.offset && mapping.offset < s.offset + s.len
-        })
+        .find(|s| s.executable && s.is_mapped_at(offset))
         .ok_or("code is mapped from a part of the file that is not code")?;
+    let plan = plan_of(&mut image, &segment);
+    Ok((segment, plan))
+}
+
+fn rewrite(
+    mapping: &Mapping,
+    segment: &Segment,
+    mut plan: Plan,
+    library: &mut Library,
+    maps: &mut Vec<Mapping>,
+    stubs: &mut Vec<Range<usize>>,
+) {
     let first = (segment.address & !0xfff) + (mapping.offset - (segment.offset & !0xfff));
     let bias = (mapping.range.start as u64).wrapping_sub(first);
-    let Plan { sites, .. } = {
-        let mut plan = plan_of(&mut image, &segment);
-        let inside = |at: &u64| mapping.range.contains(&(at.wrapping_add(bias) as usize));
-        plan.sites
-            .retain(|s| inside(&s.region.start) && inside(&(s.region.end - 1)));
-        let sites = std::mem::take(&mut plan.sites);
-        note(library, plan);
-        Plan {
-            sites,
-            ..Plan::default()
-        }
-    };
-    let done_before = |site| patch::is_rewritten(site, bias, stubs);
-    // Without any that can be rewritten, what was found of the others still counts.
-    if !sites.is_empty() && sites.iter().all(done_before) {
-        *library = Library::default();
-        return Ok(());
+    note(library, &plan);
+    let inside = |at: u64| mapping.range.contains(&(at.wrapping_add(bias) as usize));
+    let mut sites = std::mem::take(&mut plan.sites);
+    sites.retain(|site| {
+        let mut places = plan.overwritten(site);
+        places.all(|(at, bytes)| inside(at) && inside(at + bytes.len() as u64 - 1))
+    });
+    plan.sites = sites;
+    if plan.sites.is_empty() {
+        return;
     }
-    let bytes = |address: u64, len: usize| image.bytes_at(address)?.get(..len).map(<[u8]>::to_vec);
-    let patched = patch::rewrite(mapping, bias, &sites, &bytes);
+    // Without any that can be rewritten, what was found of the others still counts.
+    let done_before = |site| patch::is_rewritten(site, bias, stubs);
+    if plan.sites.iter().all(done_before) {
+        *library = Library::default();
+        return;
+    }
+    let patched = patch::rewrite(mapping, bias, &plan, maps);
     stubs.extend(patched.stubs);
     library.rewritten += patched.rewritten;
     library.uncovered.extend(patched.failed);
-    Ok(())
 }
 
 /// What can be done with a segment: nothing where handlers would overflow the stacks of its code.
@@ -295,10 +338,10 @@ fn plan_of(image: &mut Image<'_>, segment: &Segment) -> Plan {
     plan
 }
 
-fn note(library: &mut Library, plan: Plan) {
+fn note(library: &mut Library, plan: &Plan) {
     library.native += plan.native.len();
-    library.uncovered.extend(plan.cramped);
-    library.uncovered.extend(plan.doubtful);
+    library.uncovered.extend(&plan.cramped);
+    library.uncovered.extend(&plan.doubtful);
 }
 
 /// Runs with every signal blocked on this thread.
@@ -312,50 +355,6 @@ fn without_signals<T>(run: impl FnOnce() -> T) -> T {
         let out = run();
         libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
         out
-    }
-}
-
-/// A file's bytes, as a mapping.
-struct MappedFile {
-    at: *mut std::ffi::c_void,
-    len: usize,
-    inode: u64,
-}
-
-impl MappedFile {
-    fn open(path: &Path) -> rustix::io::Result<Self> {
-        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let stat = rustix::fs::fstat(&file)?;
-        let len = usize::try_from(stat.st_size).map_err(|_| rustix::io::Errno::INVAL)?;
-        // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::READ,
-                MapFlags::PRIVATE,
-                &file,
-                0,
-            )?
-        };
-        Ok(MappedFile {
-            at,
-            len,
-            inode: stat.st_ino,
-        })
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped readable for as long as self; a library in use is not written to or truncated (its own code
-        // would break too).
-        unsafe { std::slice::from_raw_parts(self.at.cast(), self.len) }
-    }
-}
-
-impl Drop for MappedFile {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, to which no reference is left.
-        let _ = unsafe { rustix::mm::munmap(self.at, self.len) };
     }
 }
 

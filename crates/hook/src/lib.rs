@@ -10,7 +10,10 @@
 //! | `maps` | `/proc/self/maps` |
 //! | `image`, `code` | an ELF file, its functions, their instructions and jump targets |
 //! | `doubt` | bytes that look like a system call where no function is known |
+//! | `piece` | the instructions around a site, as they are moved |
 //! | `plan` | which bytes of a site are replaced |
+//! | `file` | a file that code was mapped from, and what tells it from others |
+//! | `packed`, `known` | plans kept for other processes |
 //! | `stub` | what a site jumps to |
 //! | `frame`, `gate` | what lies on the stack while handlers run; whether and whom to ask |
 //! | `entry` | saving registers, asking the gate, making the call (assembly) |
@@ -24,12 +27,16 @@ mod code;
 mod coverage;
 mod doubt;
 mod entry;
+mod file;
 mod frame;
 mod gate;
 mod image;
 mod install;
+mod known;
 mod maps;
+mod packed;
 mod patch;
+mod piece;
 mod plan;
 mod stub;
 mod table;
@@ -37,5 +44,7 @@ mod table;
 pub use bypass::{Bypass, thread_word};
 pub use call::{Call, Decision, Handlers};
 pub use coverage::{Coverage, Library};
-pub use install::{Error, Inspection, coverage, inspect, install, set_active, while_code_stays};
+pub use install::{
+    Error, Inspection, coverage, inspect, install, is_dynamic, set_active, while_code_stays,
+};
 pub use table::{Access, Knowledge, Span, is_known, memory_of, uses_memory};

@@ -17,6 +17,19 @@ pub(crate) struct Mapping {
     pub(crate) path: PathBuf,
 }
 
+impl Mapping {
+    /// Memory of ours, made since the list was read.
+    pub(crate) fn anonymous(range: Range<usize>) -> Self {
+        Self {
+            range,
+            executable: false,
+            offset: 0,
+            inode: 0,
+            path: PathBuf::new(),
+        }
+    }
+}
+
 /// Reads the list.
 ///
 /// # Errors
@@ -38,7 +51,7 @@ pub(crate) fn threads() -> rustix::io::Result<usize> {
         .unwrap_or(0))
 }
 
-fn read_file(path: &str) -> rustix::io::Result<Vec<u8>> {
+pub(crate) fn read_file(path: &str) -> rustix::io::Result<Vec<u8>> {
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut text = Vec::with_capacity(64 << 10);
     loop {

@@ -1,7 +1,7 @@
 //! Writing stubs and jumps into the process.
 
 use crate::maps::{self, Mapping};
-use crate::plan::Site;
+use crate::plan::{Plan, Site};
 use crate::stub::{self, HEAD, MAX_STUB, Place, TAIL, TAILS};
 use crate::{entry, plan};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
@@ -37,20 +37,22 @@ pub(crate) struct Patched {
 
 /// Rewrites the sites of one mapping. `bias` is what its addresses are above the file's.
 ///
-/// Nobody else may run code of this mapping meanwhile, and no signal may arrive.
+/// `maps` is what is mapped, as far as is known; stubs are added to it. Nobody else may run code of this mapping meanwhile,
+/// and no signal may arrive.
 pub(crate) fn rewrite(
     mapping: &Mapping,
     bias: u64,
-    sites: &[Site],
-    file: &dyn Fn(u64, usize) -> Option<Vec<u8>>,
+    plan: &Plan,
+    maps: &mut Vec<Mapping>,
 ) -> Patched {
+    let sites = &plan.sites;
     let all_failed = || Patched {
         rewritten: 0,
         stubs: None,
         failed: sites.iter().map(|s| s.address).collect(),
     };
     let room = (HEAD + sites.len() * MAX_STUB).next_multiple_of(PAGE);
-    let Some(area) = map_near(mapping, room) else {
+    let Some(area) = map_near(mapping, room, maps) else {
         return all_failed();
     };
     let careful = sites.iter().filter(|s| stub::is_careful(s.number)).count();
@@ -61,7 +63,7 @@ pub(crate) fn rewrite(
     let mut stubs = Vec::with_capacity(room);
     stubs.extend(entry::entries().iter().flat_map(|e| e.to_le_bytes()));
     let mut tail_bytes = Vec::new();
-    let mut writes: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut writes = Writes::default();
     let mut failed = Vec::new();
     for site in sites {
         stubs.resize(stubs.len().next_multiple_of(16), 0xcc);
@@ -71,7 +73,8 @@ pub(crate) fn rewrite(
             head: area as u64,
             tails: (tails + tail_bytes.len()) as u64,
         };
-        let made = stub::make(site, place).and_then(|stub| {
+        let (code, _) = plan.original(site);
+        let made = stub::make(site, code, plan.pieces(site), place).and_then(|stub| {
             let tails = if stub.has_tails {
                 stub::tails(
                     place.stub + stub.record as u64,
@@ -81,11 +84,11 @@ pub(crate) fn rewrite(
             } else {
                 Vec::new()
             };
-            Some((jumps(site, place, file)?, stub, tails))
+            writes.add(plan, site, place)?;
+            Some((stub, tails))
         });
         match made {
-            Some((jumps, stub, tails)) => {
-                writes.extend(jumps);
+            Some((stub, tails)) => {
                 stubs.extend(stub.bytes);
                 tail_bytes.extend(tails);
             }
@@ -122,46 +125,70 @@ pub(crate) fn is_rewritten(site: &Site, bias: u64, stubs: &[Range<usize>]) -> bo
     stubs.iter().any(|area| area.contains(&target))
 }
 
-/// The bytes that go over a site; `None` where memory does not hold what the file does.
-fn jumps(
-    site: &Site,
-    place: Place,
-    file: &dyn Fn(u64, usize) -> Option<Vec<u8>>,
-) -> Option<Vec<(usize, Vec<u8>)>> {
-    let at = |address: u64| address.wrapping_add(place.bias);
-    let long = |from: u64, len: usize| -> Option<Vec<u8>> {
-        let mut bytes = vec![0xe9];
-        bytes.extend(stub::jump(at(from) + 5, place.stub)?);
-        // What is left over is never run; a breakpoint says so if it is.
-        bytes.resize(len, 0xcc);
-        Some(bytes)
-    };
-    let len = (site.region.end - site.region.start) as usize;
-    let writes = match site.island {
-        None => vec![(site.region.start, long(site.region.start, len)?)],
-        Some(island) => {
-            let short = i8::try_from(island.wrapping_sub(site.region.end).cast_signed()).ok()?;
-            vec![
-                (island, long(island, 5)?),
-                (site.region.start, vec![0xeb, short.cast_unsigned()]),
-            ]
+/// Bytes to go over the program's code.
+#[derive(Default)]
+struct Writes {
+    /// Addresses, and which of the bytes go there.
+    places: Vec<(usize, Range<usize>)>,
+    bytes: Vec<u8>,
+}
+
+impl Writes {
+    /// Those for a site; `None`, and nothing added, where memory does not hold what the file does.
+    fn add(&mut self, plan: &Plan, site: &Site, place: Place) -> Option<()> {
+        let before = (self.places.len(), self.bytes.len());
+        let added = plan
+            .overwritten(site)
+            .try_for_each(|(address, original)| self.add_place(site, place, address, original));
+        if added.is_none() {
+            self.places.truncate(before.0);
+            self.bytes.truncate(before.1);
         }
-    };
-    writes
-        .into_iter()
-        .map(|(address, bytes)| {
-            let expected = file(address, bytes.len())?;
-            // SAFETY: the range lies in a mapping of this file that can be read; sites come from its segments.
-            let is = unsafe { std::slice::from_raw_parts(at(address) as *const u8, bytes.len()) };
-            (is == expected).then_some((at(address) as usize, bytes))
-        })
-        .collect()
+        added
+    }
+
+    fn add_place(
+        &mut self,
+        site: &Site,
+        place: Place,
+        address: u64,
+        original: &[u8],
+    ) -> Option<()> {
+        let at = address.wrapping_add(place.bias);
+        // SAFETY: the range lies in a mapping that can be read: who calls has looked.
+        let is = unsafe { std::slice::from_raw_parts(at as *const u8, original.len()) };
+        if is != original {
+            return None;
+        }
+        let start = self.bytes.len();
+        match site.island {
+            Some(island) if address != island => {
+                let short = i8::try_from(island.wrapping_sub(site.region.end).cast_signed());
+                self.bytes.extend([0xeb, short.ok()?.cast_unsigned()]);
+            }
+            _ => {
+                self.bytes.push(0xe9);
+                self.bytes.extend(stub::jump(at + 5, place.stub)?);
+            }
+        }
+        // What is left over is never run; a breakpoint says so if it is.
+        self.bytes.resize(start + original.len(), 0xcc);
+        self.places.push((at as usize, start..self.bytes.len()));
+        Some(())
+    }
 }
 
 /// Memory for stubs, within reach of every jump from and to the mapping.
-fn map_near(mapping: &Mapping, len: usize) -> Option<usize> {
-    let all = maps::read().ok()?;
-    for at in maps::gaps(&all, &mapping.range, len, REACH)
+fn map_near(mapping: &Mapping, len: usize, maps: &mut Vec<Mapping>) -> Option<usize> {
+    map_in_gap(mapping, len, maps).or_else(|| {
+        // Some of the gaps are none any more.
+        *maps = maps::read().ok()?;
+        map_in_gap(mapping, len, maps)
+    })
+}
+
+fn map_in_gap(mapping: &Mapping, len: usize, maps: &mut Vec<Mapping>) -> Option<usize> {
+    for at in maps::gaps(maps, &mapping.range, len, REACH)
         .into_iter()
         .take(16)
     {
@@ -175,7 +202,10 @@ fn map_near(mapping: &Mapping, len: usize) -> Option<usize> {
             )
         };
         if let Ok(mapped) = mapped {
-            return Some(mapped as usize);
+            let start = mapped as usize;
+            let index = maps.partition_point(|m| m.range.start < start);
+            maps.insert(index, Mapping::anonymous(start..start + len));
+            return Some(start);
         }
     }
     None
@@ -211,7 +241,7 @@ fn fill(at: usize, len: usize, bytes: &[u8]) -> rustix::io::Result<()> {
 }
 
 /// Puts the jumps over the program's code.
-fn overwrite(mapping: &Mapping, writes: &[(usize, Vec<u8>)]) -> rustix::io::Result<()> {
+fn overwrite(mapping: &Mapping, writes: &Writes) -> rustix::io::Result<()> {
     let start = mapping.range.start as *mut c_void;
     let len = mapping.range.len();
     // SAFETY: the mapping may hold libc itself, which cannot be run until it is code again. Nobody else runs code
@@ -220,8 +250,8 @@ fn overwrite(mapping: &Mapping, writes: &[(usize, Vec<u8>)]) -> rustix::io::Resu
     // into (plan.rs).
     unsafe {
         rustix::mm::mprotect(start, len, MprotectFlags::READ | MprotectFlags::WRITE)?;
-        for (at, bytes) in writes {
-            for (i, byte) in bytes.iter().enumerate() {
+        for (at, range) in &writes.places {
+            for (i, byte) in writes.bytes[range.clone()].iter().enumerate() {
                 ((*at + i) as *mut u8).write_volatile(*byte);
             }
         }
@@ -232,4 +262,38 @@ fn overwrite(mapping: &Mapping, writes: &[(usize, Vec<u8>)]) -> rustix::io::Resu
 /// Whether an address is in this library: its calls are never looked at.
 pub(crate) fn own_address() -> usize {
     plan::plan as *const () as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `mov $39, %eax; syscall`
+    const CODE: [u8; 7] = [0xb8, 39, 0, 0, 0, 0x0f, 0x05];
+
+    #[test]
+    fn where_memory_is_not_what_the_plan_says_nothing_is_written() {
+        let mut plan = Plan::default();
+        let site = Site::new(0x1005, 0x1000..0x1007, None, Some(39));
+        assert!(plan.add(site, &CODE, &[], &[[0, 5], [1, 2]]));
+        let writes_over = |memory: &[u8; 7]| {
+            let at = memory.as_ptr() as u64;
+            let place = Place {
+                bias: at.wrapping_sub(0x1000),
+                stub: at + 0x2000,
+                head: at,
+                tails: at,
+            };
+            let mut writes = Writes::default();
+            let added = writes.add(&plan, &plan.sites[0], place);
+            assert_eq!(added.is_some(), writes.places.len() == 1);
+            writes.places.len()
+        };
+        assert_eq!(writes_over(&CODE), 1);
+        for at in 0..CODE.len() {
+            let mut other = CODE;
+            other[at] ^= 1;
+            assert_eq!(writes_over(&other), 0, "{at}");
+        }
+    }
 }

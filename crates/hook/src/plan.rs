@@ -3,6 +3,7 @@
 use crate::code::{self, Function};
 use crate::doubt;
 use crate::image::{Image, Segment};
+use crate::piece::{self, Piece};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic};
 use memchr::memmem;
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// The length of `jmp rel32`.
-const JUMP: u64 = 5;
+pub(crate) const JUMP: u64 = 5;
 /// The length of `jmp rel8`, and of `syscall` itself.
 const SHORT_JUMP: u64 = 2;
 /// How many instructions before or after the system call may move into the stub.
@@ -18,8 +19,8 @@ const NEIGHBOURS: usize = 4;
 /// `mov $15, %rax; syscall`: the signal trampoline. Unwinders know it by these bytes, so it must keep them.
 const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 
-/// A `syscall` instruction that can be rewritten.
-#[derive(Debug)]
+/// A `syscall` instruction that can be rewritten. Those around it in the region run in the stub, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Site {
     /// Its address, in the file's numbering.
     pub(crate) address: u64,
@@ -27,24 +28,93 @@ pub(crate) struct Site {
     pub(crate) region: Range<u64>,
     /// Where the long jump goes if not into the region: padding that a short jump reaches.
     pub(crate) island: Option<u64>,
-    /// Instructions that ran before it and run in the stub now.
-    pub(crate) before: Vec<Instruction>,
-    /// Instructions that ran after it and run in the stub now.
-    pub(crate) after: Vec<Instruction>,
-    /// The system call's number, where the moved instructions set it.
+    /// The system call's number, where the instructions of the region set it.
     pub(crate) number: Option<u32>,
+    /// Where its bytes begin in those of the plan.
+    bytes: usize,
+    /// Of how many pieces its region consists.
+    pieces: usize,
 }
 
 /// What was found in one piece of code.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) sites: Vec<Site>,
+    /// For each site: the file's bytes of the region, and of the island; the pieces of the region.
+    bytes: Vec<u8>,
     /// Sites that are what they seem, but have no room for a jump: address of the instruction.
     pub(crate) cramped: Vec<u64>,
     /// Bytes that look like a system call where the code could not be decoded.
     pub(crate) doubtful: Vec<u64>,
     /// Left as they are on purpose: `rt_sigreturn`, whose bytes unwinders recognise, and which takes no pointer.
     pub(crate) native: Vec<u64>,
+}
+
+impl Site {
+    /// As it is kept: what is missing is added with its bytes.
+    pub(crate) fn new(
+        address: u64,
+        region: Range<u64>,
+        island: Option<u64>,
+        number: Option<u32>,
+    ) -> Self {
+        Self {
+            address,
+            region,
+            island,
+            number,
+            bytes: 0,
+            pieces: 0,
+        }
+    }
+}
+
+impl Plan {
+    /// Adds a site, with the bytes of its region and its island. `false`: the pieces are not those of the region.
+    pub(crate) fn add(
+        &mut self,
+        mut site: Site,
+        region: &[u8],
+        island: &[u8],
+        pieces: &[Piece],
+    ) -> bool {
+        let call = (site.address - site.region.start) as usize;
+        let fits = piece::are_of(pieces, region, call)
+            && region.len() as u64 == site.region.end - site.region.start
+            && island.len() as u64 == site.island.map_or(0, |_| JUMP);
+        if fits {
+            site.bytes = self.bytes.len();
+            site.pieces = pieces.len();
+            self.bytes.extend(region);
+            self.bytes.extend(island);
+            self.bytes.extend(pieces.as_flattened());
+            self.sites.push(site);
+        }
+        fits
+    }
+
+    /// The bytes of a site's region, and of its island.
+    pub(crate) fn original(&self, site: &Site) -> (&[u8], &[u8]) {
+        let island = site.island.map_or(0, |_| JUMP as usize);
+        let len = (site.region.end - site.region.start) as usize;
+        self.bytes[site.bytes..][..len + island].split_at(len)
+    }
+
+    /// What a site's region consists of.
+    pub(crate) fn pieces(&self, site: &Site) -> &[Piece] {
+        let (region, island) = self.original(site);
+        let start = site.bytes + region.len() + island.len();
+        self.bytes[start..][..site.pieces * size_of::<Piece>()]
+            .as_chunks()
+            .0
+    }
+
+    /// What is overwritten for a site: each address, with the bytes that are there.
+    pub(crate) fn overwritten(&self, site: &Site) -> impl Iterator<Item = (u64, &[u8])> {
+        let (region, bytes) = self.original(site);
+        let island = site.island.map(|at| (at, bytes));
+        std::iter::once((site.region.start, region)).chain(island)
+    }
 }
 
 /// Finds every system call in a segment and plans its rewriting.
@@ -110,9 +180,19 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
             .or_else(|| with_island(image, function, index, &foreign, &taken));
         match site {
             Some(site) => {
-                taken.extend(site.region.clone());
-                taken.extend(site.island.iter().flat_map(|&at| at..at + JUMP));
-                plan.sites.push(site);
+                let original = |range: Range<u64>| bytes_of(image, &range).unwrap_or_default();
+                let island = site.island.map(|at| original(at..at + JUMP));
+                let region = original(site.region.clone());
+                let used = [
+                    Some(site.region.clone()),
+                    site.island.map(|at| at..at + JUMP),
+                ];
+                let pieces = piece::split(region, site.region.start);
+                if plan.add(site, region, island.unwrap_or_default(), &pieces) {
+                    taken.extend(used.into_iter().flatten().flatten());
+                } else {
+                    plan.cramped.push(*address);
+                }
             }
             None => plan.cramped.push(*address),
         }
@@ -138,11 +218,7 @@ fn with_jump(
             }
             let all = &code[index - before..=index + after];
             let region = all[0].ip()..all[all.len() - 1].next_ip();
-            let movable = all[..before].iter().all(is_plain)
-                && all[before + 1..].iter().all(is_movable)
-                && all[before + 1..].iter().rev().skip(1).all(|i| !ends(i));
-            if region.end - region.start >= JUMP
-                && movable
+            if can_move(all, before)
                 && all[1..].iter().all(|i| free(&i.ip()))
                 && near[near.partition_point(|n| *n < region.start)..]
                     .iter()
@@ -150,20 +226,28 @@ fn with_jump(
                     .all(|n| *n == code[index].ip())
                 && !region.clone().any(|at| taken.contains(&at))
             {
-                return Some(Site {
-                    address: code[index].ip(),
-                    island: None,
-                    before: all[..before].to_vec(),
-                    after: all[before + 1..].to_vec(),
-                    number: before
-                        .checked_sub(1)
-                        .and_then(|last| code::sets_number(&all[last])),
-                    region,
-                });
+                let number = before
+                    .checked_sub(1)
+                    .and_then(|last| code::sets_number(&all[last]));
+                return Some(Site::new(code[index].ip(), region, None, number));
             }
         }
     }
     None
+}
+
+/// Whether the instructions around the one at `index`, a system call, have room for a jump and mean the same in a stub.
+fn can_move(all: &[Instruction], index: usize) -> bool {
+    all[all.len() - 1].next_ip() - all[0].ip() >= JUMP
+        && all[..index].iter().all(is_plain)
+        && all[index + 1..].iter().all(is_movable)
+        && all[index + 1..].iter().rev().skip(1).all(|i| !ends(i))
+}
+
+fn bytes_of<'a>(image: &Image<'a>, range: &Range<u64>) -> Option<&'a [u8]> {
+    image
+        .bytes_at(range.start)?
+        .get(..(range.end - range.start) as usize)
 }
 
 /// A short jump in place of the two bytes, to padding between functions where a long one fits.
@@ -182,14 +266,8 @@ fn with_island(
             .all(|b| !taken.contains(&b) && !foreign.contains(&b))
             && is_padding(image, &room)
     })?;
-    Some(Site {
-        address,
-        region: address..address + SHORT_JUMP,
-        island: Some(island),
-        before: Vec::new(),
-        after: Vec::new(),
-        number: None,
-    })
+    let region = address..address + SHORT_JUMP;
+    Some(Site::new(address, region, Some(island), None))
 }
 
 /// Whether the bytes belong to no function and are part of a run of no-operations that a function's end begins.
@@ -225,13 +303,12 @@ fn is_plain(instruction: &Instruction) -> bool {
 /// May move behind it: also jumps and returns, which mean the same from anywhere.
 fn is_movable(instruction: &Instruction) -> bool {
     is_plain(instruction)
-        || instruction.is_jcc_short_or_near()
-        || instruction.is_jmp_short_or_near()
+        || piece::is_jump(instruction)
         || instruction.flow_control() == FlowControl::Return
 }
 
 /// Nothing after it runs.
-pub(crate) fn ends(instruction: &Instruction) -> bool {
+fn ends(instruction: &Instruction) -> bool {
     matches!(
         instruction.flow_control(),
         FlowControl::UnconditionalBranch | FlowControl::Return

@@ -10,8 +10,8 @@
 //! `rcx` is free to use: the instruction overwrites it anyway. Calls after which another stack or none is in use are made
 //! in a *tail*, one for each of them, from which both sides go on without anything saved on a stack.
 
-use crate::plan::{self, Site};
-use iced_x86::{Encoder, Instruction};
+use crate::piece::{self, Piece};
+use crate::plan::Site;
 use linux_raw_sys::general as nr;
 
 /// What a stub hands to the entry code, which reads it by these offsets.
@@ -91,25 +91,25 @@ pub(crate) fn is_careful(number: Option<u32>) -> bool {
 }
 
 /// Makes a stub; `None` where an instruction cannot be moved that far.
-pub(crate) fn make(site: &Site, place: Place) -> Option<Stub> {
+///
+/// `code` is what stands in the site's region.
+pub(crate) fn make(site: &Site, code: &[u8], pieces: &[Piece], place: Place) -> Option<Stub> {
     let mut out = Writer {
         bytes: Vec::with_capacity(MAX_STUB),
         place,
     };
     let careful = is_careful(site.number);
-    for instruction in &site.before {
-        out.moved(instruction)?;
-    }
+    let (before, after) = code.split_at((site.address - site.region.start) as usize);
+    let call = pieces.iter().position(|piece| piece[0] == piece::CALL)?;
+    out.moved_all(&pieces[..call], before, site.region.start)?;
     // lea record(%rip), %rcx: the record's place is known at the end.
     let lea = out.bytes.len();
     out.bytes.extend([0x48, 0x8d, 0x0d, 0, 0, 0, 0]);
     out.bytes.extend([0xff, 0x25]);
     out.distance_to(place.head + if careful { 8 } else { 0 })?;
     let next = out.here();
-    for instruction in &site.after {
-        out.moved(instruction)?;
-    }
-    if !site.after.last().is_some_and(plan::ends) {
+    let goes_on = out.moved_all(&pieces[call + 1..], &after[2..], site.address + 2)?;
+    if goes_on {
         out.bytes.push(0xe9);
         out.distance_to(site.region.end.wrapping_add(place.bias))?;
     }
@@ -178,20 +178,42 @@ impl Writer {
         Some(())
     }
 
-    /// The same instruction at its new place: what it addresses relative to itself stays what it was.
-    fn moved(&mut self, instruction: &Instruction) -> Option<()> {
-        let mut moved = *instruction;
-        if moved.is_jcc_short_or_near() || moved.is_jmp_short_or_near() {
-            moved.set_code(moved.code().as_near_branch());
-            moved.set_near_branch64(moved.near_branch64().wrapping_add(self.place.bias));
-        } else if moved.is_ip_rel_memory_operand() {
-            moved.set_memory_displacement64(
-                moved.ip_rel_memory_address().wrapping_add(self.place.bias),
-            );
+    /// The same instructions at their new place: what they address relative to themselves stays what it was. Whether what is
+    /// behind them runs.
+    fn moved_all(&mut self, pieces: &[Piece], mut code: &[u8], start: u64) -> Option<bool> {
+        let mut end = start.wrapping_add(self.place.bias);
+        let mut goes_on = true;
+        for &[kind, len] in pieces {
+            let (bytes, rest) = code.split_at_checked(len.into())?;
+            code = rest;
+            // Where the instruction ended.
+            end = end.wrapping_add(len.into());
+            match kind {
+                piece::JUMP => {
+                    let jump = piece::jump(bytes)?;
+                    match jump.condition {
+                        Some(condition) => self.bytes.extend([0x0f, 0x80 | condition]),
+                        None => self.bytes.push(0xe9),
+                    }
+                    self.distance_to(end.wrapping_add_signed(jump.distance.into()))?;
+                    goes_on = jump.condition.is_some();
+                }
+                piece::COPIED => self.bytes.extend(bytes),
+                piece::RETURN => {
+                    self.bytes.extend(bytes);
+                    goes_on = false;
+                }
+                _ => {
+                    let at = usize::from(kind.checked_sub(piece::RELATIVE)?);
+                    let &distance = bytes.get(at..)?.first_chunk()?;
+                    let target = end.wrapping_add_signed(i32::from_le_bytes(distance).into());
+                    let start = self.bytes.len();
+                    self.bytes.extend(bytes);
+                    let distance = jump(self.here(), target)?;
+                    self.bytes[start + at..][..4].copy_from_slice(&distance);
+                }
+            }
         }
-        let mut encoder = Encoder::new(64);
-        encoder.encode(&moved, self.here()).ok()?;
-        self.bytes.extend(encoder.take_buffer());
-        Some(())
+        Some(goes_on)
     }
 }

@@ -148,3 +148,41 @@ fn code_made_code_again() {
     );
     assert!(text.trim_end().ends_with(" 0 uncovered"), "{text}");
 }
+
+/// Processes that share what they find see the same calls as one that looks for itself, whatever became of the file.
+#[test]
+fn plans_that_are_shared() {
+    let program = build("signals.c", &[]);
+    let plans = scratch("plans").join("plans");
+    let run = |limits: &str| {
+        let output = Command::new("sh")
+            .args(["-c", &format!("{limits} exec env \"$@\""), "sh"])
+            .arg(format!("LD_PRELOAD={}", counting_library().display()))
+            .arg(format!("HOOK_PLANS={}", plans.display()))
+            .arg("HOOK_REPORT=1")
+            .arg(&program)
+            .output()
+            .expect("runs");
+        assert_ok(&output, "shared");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mut found: Vec<String> = text.lines().map(str::to_owned).collect();
+        found.retain(|line| line.contains(" rewritten, ") && line.contains(" native"));
+        found
+    };
+    let size = || std::fs::metadata(&plans).expect("there").len();
+    std::fs::write(&plans, "").expect("writable");
+    // A process that may write no files is not ended for it.
+    let alone = run("ulimit -f 0;");
+    assert_eq!(size(), 0);
+    assert!(alone.iter().any(|line| line.contains("libc")), "{alone:?}");
+    assert_eq!(run(""), alone);
+    let kept = size();
+    assert!(kept > 0);
+    assert_eq!(run(""), alone);
+    assert_eq!(size(), kept);
+    let damaged = vec![0x5a; kept as usize];
+    std::fs::write(&plans, damaged).expect("writable");
+    assert_eq!(run(""), alone);
+    std::fs::remove_file(&plans).expect("there");
+    assert_eq!(run(""), alone);
+}

@@ -6,7 +6,7 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use dlmalloc::Dlmalloc;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
@@ -15,6 +15,11 @@ use userswap_sys::{PAGE_SIZE, futex, own, place};
 
 /// Bytes from which on a piece is a mapping of its own.
 const LARGE: usize = 64 << 10;
+
+/// Values of [`Own::busy`]: nobody uses it; somebody does; somebody does and others may wait to be woken.
+const FREE: u32 = 0;
+const USED: u32 = 1;
+const AWAITED: u32 = 2;
 
 /// What small pieces are cut from.
 struct Pieces;
@@ -55,9 +60,11 @@ unsafe impl dlmalloc::Allocator for Pieces {
 
 /// The library's allocator.
 pub(crate) struct Own {
-    /// 1 while somebody uses `small`, or forks. Not a mutex: a fork takes it in one call and gives it back in another,
-    /// on both sides.
+    /// [`USED`] or [`AWAITED`] while somebody uses `small`, or forks. Not a mutex: a fork takes it in one call and gives it
+    /// back in another, on both sides.
     busy: AtomicU32,
+    /// A signal handler may come here: see [`Own::guard`].
+    guarded: AtomicBool,
     small: UnsafeCell<Dlmalloc<Pieces>>,
 }
 
@@ -67,7 +74,8 @@ unsafe impl Sync for Own {}
 impl Own {
     pub(crate) const fn new() -> Self {
         Self {
-            busy: AtomicU32::new(0),
+            busy: AtomicU32::new(FREE),
+            guarded: AtomicBool::new(false),
             small: UnsafeCell::new(Dlmalloc::new_with_allocator(Pieces)),
         }
     }
@@ -75,20 +83,37 @@ impl Own {
     /// Waits until nobody allocates, and keeps it so until [`Own::release`].
     pub(crate) fn hold(&self) {
         // Acquire: what the last user did is seen.
-        while self.busy.swap(1, Ordering::Acquire) != 0 {
-            futex::wait(&self.busy, 1);
+        let free = self
+            .busy
+            .compare_exchange(FREE, USED, Ordering::Acquire, Ordering::Relaxed);
+        if free.is_ok() {
+            return;
+        }
+        // Who has waited cannot know whether others still do.
+        while self.busy.swap(AWAITED, Ordering::Acquire) != FREE {
+            futex::wait(&self.busy, AWAITED);
         }
     }
 
     /// Ends [`Own::hold`].
     pub(crate) fn release(&self) {
-        self.busy.store(0, Ordering::Release);
-        futex::wake_all(&self.busy);
+        if self.busy.swap(FREE, Ordering::Release) == AWAITED {
+            futex::wake_all(&self.busy);
+        }
+    }
+
+    /// From here on handlers of the program's, whose system calls are looked at, may come here. Before, no signals are blocked
+    /// for each piece: that takes two system calls, and would be most of the time in which a process starts.
+    ///
+    /// To be called with signals blocked, while this is the only thread that comes here.
+    pub(crate) fn guard(&self) {
+        // Relaxed: threads that come here are started later.
+        self.guarded.store(true, Ordering::Relaxed);
     }
 
     fn with_small<R>(&self, use_it: impl FnOnce(&mut Dlmalloc<Pieces>) -> R) -> R {
         // A handler of the program's could come back here, and wait for its own thread.
-        let _blocked = Blocked::new();
+        let _blocked = self.guarded.load(Ordering::Relaxed).then(Blocked::new);
         self.hold();
         // SAFETY: held, so this is the only reference; `use_it` does not come back here.
         let result = use_it(unsafe { &mut *self.small.get() });
@@ -211,6 +236,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn who_waits_is_woken() {
+        static OWN: Own = Own::new();
+        let waits = || {
+            std::thread::spawn(|| {
+                OWN.hold();
+                OWN.release();
+            })
+        };
+        OWN.hold();
+        let waiting = [waits(), waits(), waits()];
+        while OWN.busy.load(Ordering::Relaxed) != AWAITED {
+            std::thread::yield_now();
+        }
+        // So that they sleep.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        OWN.release();
+        for _ in 0..1000 {
+            if waiting.iter().all(std::thread::JoinHandle::is_finished) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("nobody wakes them");
+    }
+
     /// A handler of the program's that makes a call comes back here, on a thread that is at it already.
     #[test]
     fn handlers_do_not_interrupt_it() {
@@ -229,6 +280,7 @@ mod tests {
             use_it();
             HANDLED.fetch_add(1, Ordering::Relaxed);
         }
+        OWN.guard();
         // In a process of its own: signals come to any thread, and its end is seen if it never comes back.
         // SAFETY: the child uses what it has made itself, and leaves by _exit.
         let child = unsafe { libc::fork() };

@@ -15,6 +15,8 @@ pub mod names {
     pub const STATS: &str = "USERSWAP_STATS";
     /// The file through which the processes of a tree share the limit.
     pub const TREE: &str = "USERSWAP_TREE";
+    /// The file through which they share what they find in libraries.
+    pub const PLANS: &str = "USERSWAP_PLANS";
     /// How faults are handled: "inline", or else in threads.
     pub const FAULTS: &str = "USERSWAP_FAULTS";
     /// 1: end the process rather than let it go over the limit.
@@ -34,6 +36,8 @@ pub struct Config {
     pub stats: Option<String>,
     /// What the tree shares.
     pub tree: Option<String>,
+    /// What was found in libraries.
+    pub plans: Option<String>,
     /// Whether faults are handled in the thread that meets them, for want of privilege.
     pub inline: bool,
     /// Whether to end the process rather than let it go over the limit.
@@ -52,6 +56,7 @@ impl Config {
             device: parse(names::DEVICE, DeviceSpec::Zram(userswap::Codec::default())),
             stats: variable(names::STATS),
             tree: variable(names::TREE),
+            plans: variable(names::PLANS),
             inline: variable(names::FAULTS).as_deref() == Some("inline"),
             strict: variable(names::STRICT).as_deref() == Some("1"),
             policy: parse(names::POLICY, Policy::Recency),

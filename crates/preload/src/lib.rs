@@ -28,6 +28,8 @@ mod stop;
 mod threads;
 pub mod tree;
 
+use std::path::Path;
+
 use userswap_hook::Bypass;
 use userswap_sys::signals::{Blocked, stderr_line};
 
@@ -57,7 +59,14 @@ extern "C" fn start() {
     if config.inline {
         state::set_inline();
     }
-    if let Err(error) = userswap_hook::install(&calls::Calls) {
+    let plans = config.plans.as_deref().map(Path::new);
+    let installed = {
+        let _blocked = Blocked::new();
+        let installed = userswap_hook::install(&calls::Calls, plans);
+        OWN.guard();
+        installed
+    };
+    if let Err(error) = installed {
         stderr_line(format_args!(
             "userswap: {error}: the limit is not held in process {}",
             std::process::id()
