@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rustix::fs::ftruncate;
 use rustix::io::{pread, pwrite};
 
+use super::blocks::CLUSTER;
 use super::*;
 use userswap_core::device::PAGE_SIZE;
 
