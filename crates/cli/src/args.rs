@@ -275,7 +275,8 @@ pub(crate) struct Common {
     /// How often everything is measured, one after the other each time
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
-    /// Measure the kernel's zram swap, too, in the same run (as root: sets up a device and takes it away again)
+    /// Measure the kernel's swap, too, in the same run: its zram, or with --device file:PATH its swap on storage of the same
+    /// kind, for a folder in memory a block device in memory that both get (as root: sets it up and takes it away again)
     #[arg(long)]
     pub(crate) kernel: bool,
     /// The kernel zram's compressors, separated by commas

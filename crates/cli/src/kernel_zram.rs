@@ -1,27 +1,21 @@
 //! A zram swap device of the kernel, set up for a measurement and taken away again.
 //!
-//! The device's swap header carries the label `userswap:PID`. Whatever ends the process short of SIGKILL runs the
-//! guard's `drop`; what a killed process left behind is recognised by its label and taken away by the next one.
+//! Whatever ends the process short of SIGKILL runs the guard's `drop`; what a killed process left behind is recognised by
+//! the label in its swap header and taken away by the next one.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::interrupt::{self, Hold};
-use crate::os;
+use crate::interrupt::Hold;
 use crate::report::note;
-use crate::size::{PAGE, human};
+use crate::size::human;
+use crate::swap_area::{self, Turn, left_by, patiently};
 use userswap_sys::host;
 
 const CONTROL: &str = "/sys/class/zram-control";
-const LABEL: &str = "userswap:";
-
-/// Above every other swap area, so that what is paged out goes here.
-const PRIORITY: i16 = i16::MAX;
 
 /// The kernel's compressors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
@@ -65,29 +59,6 @@ pub(crate) struct KernelZram {
     _hold: Hold,
 }
 
-/// One device at a time on the whole host: with two of the same priority the kernel deals pages out to both.
-#[derive(Debug)]
-struct Turn {
-    _locked: File,
-}
-
-impl Turn {
-    /// Waits for it.
-    fn take() -> anyhow::Result<Self> {
-        let directory = File::open(CONTROL).with_context(|| format!("cannot open {CONTROL}"))?;
-        loop {
-            interrupt::check()?;
-            match directory.try_lock() {
-                Ok(()) => return Ok(Self { _locked: directory }),
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("cannot lock {CONTROL}"));
-                }
-            }
-        }
-    }
-}
-
 impl KernelZram {
     /// Makes a device of `bytes`, compressing with `algorithm`, and switches swap on there.
     pub(crate) fn set_up(algorithm: Algorithm, bytes: u64) -> anyhow::Result<Self> {
@@ -117,10 +88,7 @@ impl KernelZram {
         };
         zram.configure(algorithm, bytes)?;
         let device = zram.device();
-        write_swap_header(&device, bytes)
-            .with_context(|| format!("cannot write to {}", device.display()))?;
-        os::swapon(&device, PRIORITY)
-            .with_context(|| format!("cannot switch swap on at {}", device.display()))?;
+        swap_area::switch_on(&device, bytes)?;
         zram.swapped_on = true;
         Ok(zram)
     }
@@ -167,7 +135,7 @@ impl KernelZram {
 
     fn take_away(&mut self) -> io::Result<()> {
         if self.swapped_on {
-            patiently(|| os::swapoff(&self.device()))?;
+            swap_area::switch_off(&self.device())?;
             self.swapped_on = false;
         }
         patiently(|| fs::write(self.attribute("reset"), "1"))?;
@@ -191,66 +159,13 @@ impl Drop for KernelZram {
 pub(crate) fn note_other_swap() -> anyhow::Result<()> {
     for swap in host::swap_areas()? {
         note(format_args!(
-            "other swap is active ({}, {}): the zram set up here gets the highest priority and is used first, but \
+            "other swap is active ({}, {}): the area set up here gets the highest priority and is used first, but \
              figures are cleaner after `swapoff {0}`",
             swap.path,
             human(swap.size),
         ));
     }
     Ok(())
-}
-
-/// Repeats what a signal interrupts, and for two seconds what meets a device that somebody (udev, say) is looking at.
-fn patiently(mut operation: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    let mut tries = 0;
-    loop {
-        match operation() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < 100 => {
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Where things are in the first page of a swap area (version 1).
-mod header {
-    pub(super) const VERSION: usize = 1024;
-    pub(super) const LAST_PAGE: usize = 1028;
-    pub(super) const LABEL: std::ops::Range<usize> = 1052..1068;
-    pub(super) const MAGIC: std::ops::Range<usize> = 4086..4096;
-    pub(super) const MAGIC_BYTES: &[u8] = b"SWAPSPACE2";
-}
-
-fn write_swap_header(device: &Path, bytes: u64) -> anyhow::Result<()> {
-    let last_page =
-        u32::try_from(bytes / PAGE as u64 - 1).context("a swap area has less than 16T")?;
-    let mut page = [0_u8; PAGE];
-    page[header::VERSION..][..4].copy_from_slice(&1_u32.to_ne_bytes());
-    page[header::LAST_PAGE..][..4].copy_from_slice(&last_page.to_ne_bytes());
-    let label = format!("{LABEL}{}", std::process::id());
-    page[header::LABEL][..label.len()].copy_from_slice(label.as_bytes());
-    page[header::MAGIC].copy_from_slice(header::MAGIC_BYTES);
-    let file = OpenOptions::new().write(true).open(device)?;
-    file.write_all_at(&page, 0)?;
-    Ok(file.sync_all()?)
-}
-
-/// The process whose label is on `device`.
-fn owner(device: &Path) -> Option<u32> {
-    let mut page = [0; PAGE];
-    File::open(device).ok()?.read_exact_at(&mut page, 0).ok()?;
-    if &page[header::MAGIC] != header::MAGIC_BYTES {
-        return None;
-    }
-    let label = std::str::from_utf8(&page[header::LABEL]).ok()?;
-    label
-        .trim_end_matches('\0')
-        .strip_prefix(LABEL)?
-        .parse()
-        .ok()
 }
 
 /// Takes away the devices of processes that were killed.
@@ -267,19 +182,16 @@ fn take_away_leftovers() {
             continue;
         };
         let device = PathBuf::from(format!("/dev/zram{number}"));
-        let Some(pid) = owner(&device) else { continue };
-        if Path::new(&format!("/proc/{pid}")).exists() {
+        let Some(pid) = left_by(&device) else {
             continue;
-        }
-        let swapped_on = host::swap_areas()
-            .is_ok_and(|areas| areas.iter().any(|area| device == Path::new(&area.path)));
+        };
         note(format_args!(
             "taking {} away, which a killed run (process {pid}) left behind",
             device.display()
         ));
         drop(KernelZram {
             number,
-            swapped_on,
+            swapped_on: swap_area::is_on(&device),
             _turn: None,
             _hold: Hold::new(),
         });
@@ -306,6 +218,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::content::{Content, Kind};
     use crate::memory::Memory;
+    use crate::size::PAGE;
     use crate::skip::skip;
 
     static SERIAL: Mutex<()> = Mutex::new(());
@@ -347,7 +260,7 @@ pub(crate) mod tests {
         };
         let number = zram.number;
         assert!(exists(number) && swapped_on(number));
-        assert_eq!(owner(&zram.device()), Some(std::process::id()));
+        assert_eq!(swap_area::owner(&zram.device()), Some(std::process::id()));
         {
             let mut memory = Memory::kernel(4 << 20).expect("memory");
             Content::new(Kind::Text, 1).fill(0, memory.bytes());

@@ -6,12 +6,14 @@ mod content;
 mod doctor;
 mod exit;
 mod interrupt;
+mod kernel_swap;
 mod kernel_zram;
 mod memory;
 mod memory_cgroup;
 mod os;
 mod progress;
 mod race;
+mod ram_disk;
 mod random;
 mod report;
 mod run;
@@ -20,6 +22,7 @@ mod size;
 #[path = "../tests/support/skip.rs"]
 mod skip;
 mod stress;
+mod swap_area;
 
 use std::process::ExitCode;
 

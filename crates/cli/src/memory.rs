@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use userswap::{Advice, DeviceSpec, Engine, FaultAround, FaultMode, Region, Stats, Way};
 use userswap_sys::host;
 use userswap_sys::mapping::{self, Mapping};
 
+use crate::interrupt;
 use crate::os;
 use crate::size::{PAGE, human, rounded};
 
@@ -32,7 +34,7 @@ pub(crate) struct Memory {
 enum Backing {
     // The region before its engine: fields are dropped in this order.
     Engine { region: Region, engine: Engine },
-    Kernel { mapping: Mapping },
+    Kernel { mapping: Mapping, keeps: bool },
 }
 
 impl Memory {
@@ -51,13 +53,22 @@ impl Memory {
         })
     }
 
-    /// Plain anonymous memory in base pages, which the kernel swaps.
+    /// Plain anonymous memory in base pages, which the kernel swaps to its zram.
     pub(crate) fn kernel(len: usize) -> anyhow::Result<Self> {
+        Self::swapped_by_kernel(len, false)
+    }
+
+    /// The same, swapped to storage that answers later.
+    pub(crate) fn kernel_on_storage(len: usize) -> anyhow::Result<Self> {
+        Self::swapped_by_kernel(len, true)
+    }
+
+    fn swapped_by_kernel(len: usize, keeps: bool) -> anyhow::Result<Self> {
         let mapping = Mapping::reserve(len, PAGE)?;
         // A huge page would go out and come in as one: not what is compared here.
         mapping.advise_no_huge()?;
         Ok(Self {
-            backing: Backing::Kernel { mapping },
+            backing: Backing::Kernel { mapping, keeps },
         })
     }
 
@@ -88,7 +99,7 @@ impl Memory {
     pub(crate) fn len(&self) -> usize {
         match &self.backing {
             Backing::Engine { region, .. } => region.len(),
-            Backing::Kernel { mapping } => mapping.len(),
+            Backing::Kernel { mapping, .. } => mapping.len(),
         }
     }
 
@@ -122,7 +133,7 @@ impl Memory {
             Backing::Engine { region, .. } => region,
             // SAFETY: the mapping is readable, writable and zero-filled over its whole length and is unmapped only when
             // dropped; `&mut self` excludes every other access for as long as the slice lives.
-            Backing::Kernel { mapping } => unsafe {
+            Backing::Kernel { mapping, .. } => unsafe {
                 std::slice::from_raw_parts_mut(mapping.as_ptr(), mapping.len())
             },
         }
@@ -134,7 +145,7 @@ impl Memory {
             Backing::Engine { region, .. } => {
                 region.advise(range, Advice::PageOut)?;
             }
-            Backing::Kernel { mapping } => {
+            Backing::Kernel { mapping, .. } => {
                 assert!(
                     range.start <= range.end && range.end <= mapping.len(),
                     "{range:?} is outside"
@@ -142,6 +153,42 @@ impl Memory {
                 let addr = mapping.as_ptr().wrapping_add(range.start);
                 os::page_out(addr, range.len()).context("madvise(MADV_PAGEOUT) was refused")?;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel let go of pages that it has paged out to storage and still keeps, because they were being written
+    /// when it was asked. It does when they are asked for again, for which something has to map them.
+    pub(crate) fn let_go(&self) -> anyhow::Result<()> {
+        /// Tries in a row that gain nothing. A few pages the kernel keeps for long: those in a CPU's batch, say.
+        const TRIES: usize = 10;
+        if !matches!(self.backing, Backing::Kernel { keeps: true, .. }) {
+            return Ok(());
+        }
+        let (mut least, mut tries) = (usize::MAX, 0);
+        while tries < TRIES {
+            let mut kept = 0;
+            for first in (0..self.pages()).step_by(64) {
+                interrupt::check()?;
+                let pages = (self.pages() - first).min(64);
+                let at = self.base() as usize + first * PAGE;
+                let mut present = mapping::present_mask(at, pages).context("memory is mapped")?;
+                if present == 0 {
+                    continue;
+                }
+                while present != 0 {
+                    self.touch(first + present.trailing_zeros() as usize);
+                    present &= present - 1;
+                    kept += 1;
+                }
+                self.page_out(first * PAGE..(first + pages) * PAGE)?;
+            }
+            if kept == 0 {
+                break;
+            }
+            tries = if kept < least { 0 } else { tries + 1 };
+            least = least.min(kept);
+            std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
@@ -154,7 +201,7 @@ impl Memory {
     fn base(&self) -> *mut u8 {
         match &self.backing {
             Backing::Engine { region, .. } => region.as_mut_ptr(),
-            Backing::Kernel { mapping } => mapping.as_ptr(),
+            Backing::Kernel { mapping, .. } => mapping.as_ptr(),
         }
     }
 }

@@ -3,7 +3,9 @@
 pub(crate) mod threads;
 
 use std::ffi::{CString, c_int};
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -32,6 +34,44 @@ pub(crate) fn swapoff(device: &Path) -> io::Result<()> {
     let path = CString::new(device.as_os_str().as_bytes())?;
     // SAFETY: as for swapon; the kernel moves the pages back itself and their contents stay.
     check(unsafe { libc::swapoff(path.as_ptr()) })
+}
+
+/// The number of a loop device that nobody has, made if need be; `control` is `/dev/loop-control`.
+pub(crate) fn free_loop_device(control: &File) -> io::Result<c_int> {
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+    // SAFETY: the request takes no memory of ours.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(number)
+}
+
+/// Makes `backing` what the loop device `device` holds, until nobody has the device open.
+pub(crate) fn attach_loop_device(device: &File, backing: BorrowedFd<'_>) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    /// As the kernel lays out `struct loop_config`; what is not named here is zero.
+    #[repr(C)]
+    struct Config {
+        backing: u32,
+        block_bytes: u32,
+        before_flags: [u8; 52],
+        flags: u32,
+        rest: [u8; 176],
+        reserved: [u64; 8],
+    }
+    const _: () = assert!(size_of::<Config>() == 304);
+    let config = Config {
+        backing: backing.as_raw_fd() as u32,
+        block_bytes: 0,
+        before_flags: [0; 52],
+        flags: LO_FLAGS_AUTOCLEAR,
+        rest: [0; 176],
+        reserved: [0; 8],
+    };
+    // SAFETY: the request reads a `loop_config`, which is what `config` is laid out as, and lives until after the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &config) })
 }
 
 /// Makes `handler` answer `signal` from now on. Interrupted system calls are not restarted.

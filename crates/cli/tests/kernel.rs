@@ -27,7 +27,7 @@ fn usable(test: &str) -> Option<MutexGuard<'static, ()>> {
     None
 }
 
-/// The zram devices whose swap header names this process.
+/// The devices whose swap header names this process.
 fn devices_of(pid: u32) -> Vec<PathBuf> {
     let label = format!("userswap:{pid}\0");
     let ours = |device: &PathBuf| {
@@ -40,7 +40,10 @@ fn devices_of(pid: u32) -> Vec<PathBuf> {
         .flatten()
         .map(|block| Path::new("/dev").join(block.file_name()));
     devices
-        .filter(|device| device.to_string_lossy().starts_with("/dev/zram"))
+        .filter(|device| {
+            let device = device.to_string_lossy();
+            device.starts_with("/dev/zram") || device.starts_with("/dev/loop")
+        })
         .filter(ours)
         .collect()
 }
@@ -52,10 +55,22 @@ fn is_swap(device: &Path) -> bool {
         .any(|line| line.split_whitespace().next() == device.to_str())
 }
 
-/// Starts a long kernel measurement and waits until swap is on at its device.
-fn start_long_run() -> (Child, PathBuf) {
+const ZRAM: &[&str] = &["--device", "zram", "--size", "256M"];
+const MEMORY: &[&str] = &["--device", "file:/dev/shm", "--size", "128M"];
+
+/// Whether something is swapped to `device`: then the measurement is under way.
+fn has_pages(device: &Path) -> bool {
+    let swaps = fs::read_to_string("/proc/swaps").expect("swaps");
+    let mut lines = swaps.lines().map(|line| line.split_whitespace());
+    let found = lines.find_map(|mut line| (line.next() == device.to_str()).then(|| line.nth(2)));
+    found.flatten().is_some_and(|used| used != "0")
+}
+
+/// Starts a long kernel measurement and waits until it has swapped to its device.
+fn start_long_run(of: &[&str]) -> (Child, PathBuf) {
     let mut child = userswap(&["bench", "swapin", "--way", "none", "--kernel"])
-        .args(["--size", "256M", "--repeat", "1000"])
+        .args(of)
+        .args(["--repeat", "1000"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -63,7 +78,7 @@ fn start_long_run() -> (Child, PathBuf) {
     let deadline = Instant::now() + Duration::from_secs(60);
     let device = loop {
         let devices = devices_of(child.id());
-        let found = devices.into_iter().find(|device| is_swap(device));
+        let found = devices.into_iter().find(|device| has_pages(device));
         if found.is_some() || Instant::now() > deadline {
             break found;
         }
@@ -198,8 +213,9 @@ fn an_interrupted_run_takes_its_device_away() {
     let Some(_turn) = usable("an_interrupted_run_takes_its_device_away") else {
         return;
     };
-    for sent in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
-        let (mut child, _) = start_long_run();
+    let (int, term) = (rustix::process::Signal::INT, rustix::process::Signal::TERM);
+    for (sent, of) in [(int, ZRAM), (term, ZRAM), (int, MEMORY), (term, MEMORY)] {
+        let (mut child, device) = start_long_run(of);
         signal(&child, sent);
         // More of them while it cleans up change nothing.
         std::thread::sleep(Duration::from_millis(1));
@@ -207,6 +223,7 @@ fn an_interrupted_run_takes_its_device_away() {
         let status = child.wait().expect("an end");
         assert_eq!(status.code(), Some(128 + sent.as_raw()));
         assert_eq!(devices_of(child.id()), Vec::<PathBuf>::new());
+        assert!(!is_swap(&device));
     }
 }
 
@@ -215,19 +232,127 @@ fn what_a_killed_run_left_is_taken_away_by_the_next() {
     let Some(_turn) = usable("what_a_killed_run_left_is_taken_away_by_the_next") else {
         return;
     };
-    let (mut child, device) = start_long_run();
-    child.kill().expect("killed");
-    child.wait().expect("an end");
-    assert_eq!(devices_of(child.id()), std::slice::from_ref(&device));
-    let (status, _, stderr) = outcome(&[
-        "bench", "swapin", "--way", "none", "--kernel", "--size", "1M", "--repeat", "1",
+    for of in [ZRAM, MEMORY] {
+        let (mut child, device) = start_long_run(of);
+        child.kill().expect("killed");
+        child.wait().expect("an end");
+        assert_eq!(devices_of(child.id()), std::slice::from_ref(&device));
+        let args = [
+            "bench", "swapin", "--way", "none", "--kernel", "--repeat", "1",
+        ];
+        // The last size counts.
+        let (status, _, stderr) = outcome(&[&args, &of[..2], &["--size", "1M"]].concat());
+        assert_eq!(status, Some(0), "{stderr}");
+        assert!(
+            stderr.contains(&format!("taking {} away", device.display())),
+            "{stderr}"
+        );
+        assert_eq!(devices_of(child.id()), Vec::<PathBuf>::new());
+        assert!(!is_swap(&device));
+    }
+}
+
+/// Measures both on storage of the kind that `device` names, or gives the line that says why not.
+fn both_on(device: &str) -> Result<(), String> {
+    let (status, stdout, stderr) = outcome(&[
+        "bench",
+        "swapin",
+        "--way",
+        "direct",
+        "--kernel",
+        "--size",
+        "8M",
+        "--repeat",
+        "2",
+        "--device",
+        device,
+        "--content",
+        "text",
+        "--json",
     ]);
+    if status == Some(2) {
+        return Err(stderr);
+    }
     assert_eq!(status, Some(0), "{stderr}");
+    let rows = records(&stdout);
+    assert_eq!(rows.len(), 5);
+    for (index, row) in rows[..4].iter().enumerate() {
+        let engine = ["userswap", "kernel-swap"][index % 2];
+        assert_eq!(row["engine"], engine, "interleaved");
+        assert_eq!(
+            (&row["verified"], &row["algorithm"]),
+            (&true.into(), &serde_json::Value::Null)
+        );
+        let stayed = row["stayed_pages"].as_u64().expect("stayed_pages");
+        assert!(stayed < 16, "{row}");
+        // Each page once; what the engine gathers to write it together may not be full yet.
+        let written = row["write_amplification"]
+            .as_f64()
+            .expect("write_amplification");
+        assert!((0.85..1.1).contains(&written), "{row}");
+        assert!(
+            row["in_us_per_page"].as_f64().is_some_and(|us| us > 0.0),
+            "{row}"
+        );
+    }
+    assert!(rows[4]["kernel_over_direct_in"].is_f64(), "{}", rows[4]);
+    Ok(())
+}
+
+#[test]
+fn both_swap_to_one_device_in_memory() {
+    let Some(_turn) = usable("both_swap_to_one_device_in_memory") else {
+        return;
+    };
+    both_on("file:/dev/shm").expect("possible wherever there are loop devices");
+    let loops = |name: &str| fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
+    let blocks = fs::read_dir("/sys/block").expect("block devices");
+    let names = blocks.flatten().map(|block| block.file_name());
+    let left: Vec<String> = names
+        .filter_map(|name| loops(name.to_str()?).ok())
+        .filter(|backing| backing.contains("(deleted)") && backing.starts_with("/#"))
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn the_kernel_swaps_to_a_file_in_the_same_folder() {
+    let test = "the_kernel_swaps_to_a_file_in_the_same_folder";
+    let Some(_turn) = usable(test) else {
+        return;
+    };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let device = format!("file:{}", folder.path().display());
+    let measured = both_on(&device);
+    assert_eq!(fs::read_dir(&folder).expect("a folder").count(), 0);
+    if let Err(why) = measured {
+        assert!(
+            why.contains("cannot switch swap on") && why.lines().count() == 1,
+            "{why}"
+        );
+        skip(test, &why);
+    }
+}
+
+#[test]
+fn the_kernel_does_not_swap_to_loop_devices_of_others() {
+    let Some(_turn) = usable("the_kernel_does_not_swap_to_loop_devices_of_others") else {
+        return;
+    };
+    let (status, _, stderr) = outcome(&[
+        "bench",
+        "swapin",
+        "--kernel",
+        "--size",
+        "1M",
+        "--device",
+        "file:/dev/loop0,overwrite=on",
+    ]);
+    assert_eq!(status, Some(2), "{stderr}");
     assert!(
-        stderr.contains(&format!("taking {} away", device.display())),
+        stderr.contains("/dev/loop0 is a loop device") && stderr.lines().count() == 1,
         "{stderr}"
     );
-    assert_eq!(devices_of(child.id()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -239,18 +364,22 @@ fn without_root_it_is_refused_in_one_line() {
     // Where an ordinary user may not reach the binary in its build directory, a copy does.
     let copy = std::env::temp_dir().join(format!("userswap-test-{}", std::process::id()));
     fs::copy(env!("CARGO_BIN_EXE_userswap"), &copy).expect("a copy");
-    let output = std::process::Command::new(&copy)
-        .args(["bench", "swapin", "--kernel", "--size", "1M"])
-        .uid(65534)
-        .gid(65534)
-        .output();
+    for device in ["zram", "file:/dev/shm"] {
+        let output = std::process::Command::new(&copy)
+            .args([
+                "bench", "swapin", "--kernel", "--size", "1M", "--device", device,
+            ])
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .expect("the copy runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(
+            stderr.contains("--kernel is not possible here: leave it out: only root"),
+            "{stderr}"
+        );
+    }
     fs::remove_file(&copy).expect("removed");
-    let output = output.expect("the copy runs");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(
-        stderr.contains("--kernel is not possible here: leave it out: only root"),
-        "{stderr}"
-    );
 }

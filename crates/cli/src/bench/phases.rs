@@ -75,6 +75,7 @@ pub(super) fn page_out(memory: &Memory, threads: usize) -> anyhow::Result<PagedO
             Ok(())
         })?;
         paged_out.passes += 1;
+        memory.let_go()?;
         let before = paged_out.stayed;
         paged_out.stayed = memory.resident_pages()?;
         if paged_out.stayed == 0 || paged_out.stayed == before {

@@ -13,7 +13,7 @@ use crate::exit::Status;
 use crate::progress::Progress;
 use crate::random::permutation;
 use crate::report::{Report, Table};
-use crate::size::{human, rounded};
+use crate::size::{PAGE, human, rounded};
 
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +35,9 @@ struct Row {
     out_passes: usize,
     stored_bytes: u64,
     resident_overhead_bytes: u64,
+    /// Bytes written to a file or block device for each byte of pages that went out; pages of one repeated word are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_amplification: Option<f64>,
     repeat: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     faults: Option<&'static str>,
@@ -49,6 +52,8 @@ struct Median {
     in_us_per_page: f64,
     stored_bytes: u64,
     resident_overhead_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_amplification: Option<f64>,
     /// The most of any repeat: pages that did not go out, and so did not come in.
     stayed_pages: usize,
 }
@@ -80,7 +85,7 @@ pub(crate) fn run(args: &SwapinArgs) -> anyhow::Result<Status> {
     let report = Report::new(args.common.json);
     let candidates = candidates(&args.common, args.size, &args.way.list(), args.fault_around)?;
     let content = Content::new(args.common.content, args.common.seed);
-    let pages = usize::try_from(args.size)? / crate::size::PAGE;
+    let pages = usize::try_from(args.size)? / PAGE;
     let sequence = match args.order {
         Order::Seq => Sequence::Ascending,
         Order::Random => Sequence::Listed(permutation(pages, args.common.seed)),
@@ -133,7 +138,8 @@ fn measure(
     let wrong_pages = phases::wrong_pages(&mut subject.memory, content)?;
     progress.end();
     let pages = subject.memory.pages();
-    let per_page = |seconds: f64| us_per_page(seconds, pages - out.stayed);
+    let moved = pages - out.stayed;
+    let per_page = |seconds: f64| us_per_page(seconds, moved);
     Ok(Row {
         bench: "swapin",
         name,
@@ -151,6 +157,9 @@ fn measure(
         out_passes: out.passes,
         stored_bytes: usage.stored_bytes,
         resident_overhead_bytes: usage.overhead_bytes,
+        write_amplification: candidate
+            .has_storage()
+            .then(|| usage.written_bytes as f64 / (moved.max(1) * PAGE) as f64),
         repeat,
         faults: subject.memory.fault_mode().map(fault_mode_name),
     })
@@ -173,6 +182,7 @@ fn summarize(args: &SwapinArgs, rows: &[Row]) -> Summary {
             in_us_per_page: of(|row| row.in_us_per_page),
             stored_bytes: of(|row| row.stored_bytes as f64) as u64,
             resident_overhead_bytes: of(|row| row.resident_overhead_bytes as f64) as u64,
+            write_amplification: median(rows.iter().filter_map(|row| row.write_amplification)),
             stayed_pages: rows.iter().map(|row| row.stayed_pages).max().unwrap_or(0),
         }
     };
@@ -235,6 +245,7 @@ impl std::fmt::Display for Shown<'_> {
             "in us/page",
             "stored",
             "overhead",
+            "written",
             "stayed",
         ]);
         for median in &summary.medians {
@@ -244,6 +255,9 @@ impl std::fmt::Display for Shown<'_> {
                 format!("{:.3}", median.in_us_per_page),
                 rounded(median.stored_bytes),
                 rounded(median.resident_overhead_bytes),
+                median
+                    .write_amplification
+                    .map_or("-".to_owned(), |ratio| format!("{ratio:.3}")),
                 median.stayed_pages.to_string(),
             ]);
         }
@@ -311,6 +325,7 @@ mod tests {
             out_passes: 1,
             stored_bytes: 0,
             resident_overhead_bytes: 0,
+            write_amplification: None,
             repeat: 0,
             faults: None,
         }
