@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use userswap::{Advice, DeviceSpec, Engine, FaultAround, FaultMode, Region, Stats, Way};
 use userswap_sys::host;
 use userswap_sys::mapping::{self, Mapping};
@@ -160,7 +161,7 @@ impl Memory {
     /// Makes the kernel let go of pages that it has paged out to storage and still keeps, because they were being written
     /// when it was asked. It does when they are asked for again, for which something has to map them.
     pub(crate) fn let_go(&self) -> anyhow::Result<()> {
-        /// Tries in a row that gain nothing. A few pages the kernel keeps for long: those in a CPU's batch, say.
+        /// Tries in a row that gain nothing.
         const TRIES: usize = 10;
         if !matches!(self.backing, Backing::Kernel { keeps: true, .. }) {
             return Ok(());
@@ -189,6 +190,8 @@ impl Memory {
             tries = if kept < least { 0 } else { tries + 1 };
             least = least.min(kept);
             std::thread::sleep(Duration::from_millis(20));
+            // A CPU keeps the last few pages it had to do with, until it is asked to page something out.
+            on_each_cpu(|| self.page_out(0..PAGE))?;
         }
         Ok(())
     }
@@ -204,6 +207,23 @@ impl Memory {
             Backing::Kernel { mapping, .. } => mapping.as_ptr(),
         }
     }
+}
+
+/// Does `work` once on each CPU that this thread may run on, in a thread of its own: this one stays where it is.
+fn on_each_cpu(work: impl Fn() -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+    let all = sched_getaffinity(None).context("cannot ask for CPUs")?;
+    let visit = || {
+        for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu)) {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            // One that went away has nothing left.
+            if sched_setaffinity(None, &one).is_ok() {
+                work()?;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(visit).join().expect("a visit does not panic"))
 }
 
 /// Refuses a `size` of memory that this host cannot hold in full, as it must be while it is filled.
