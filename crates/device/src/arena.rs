@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes};
+use userswap_sys::together::Together;
 use userswap_sys::{own, place};
 
 /// An anonymous, private mapping that takes no memory until it is written.
@@ -102,6 +103,20 @@ impl Mapping {
         // SAFETY: the caller gave up the bytes; the range lies in our private anonymous mapping,
         // so this zeroes these bytes and nothing else.
         unsafe { mm::madvise(self.at(offset, len).cast(), len, Advice::LinuxDontNeed) }.is_ok()
+    }
+
+    /// Adds the pages of a range to those that are to go together.
+    pub(crate) fn add_to(&self, parts: &mut Together, offset: usize, len: usize) {
+        parts.add(self.at(offset, len) as usize, len);
+    }
+
+    /// Gives the pages of the ranges that were added back to the system; `false`: perhaps not all.
+    ///
+    /// # Safety
+    /// As for [`Self::release`], for each of them.
+    pub(crate) unsafe fn release_together(&self, parts: &mut Together) -> bool {
+        // SAFETY: the caller gave up the bytes; `add_to` checked that the ranges lie in the mapping.
+        unsafe { parts.discard() }
     }
 
     /// Copies `bytes` to `offset`.

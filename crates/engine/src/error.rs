@@ -29,7 +29,9 @@ pub enum Error {
     #[error("this engine was built without a limit: build one with `limit`")]
     NoLimit,
     /// A device name nobody knows.
-    #[error("unknown device `{0}`: use zram, zram:lz4, zram:zstd, ram, file:PATH or zram,file:PATH")]
+    #[error(
+        "unknown device `{0}`: use zram, zram:lz4, zram:zstd, ram, file:PATH or zram,file:PATH"
+    )]
     UnknownDevice(String),
     /// An option of a file that nobody knows.
     #[error(

@@ -10,6 +10,7 @@
 //! | [`own`] | what in this process is ours and must stay in memory |
 //! | [`futex`] | sleeping on a word |
 //! | [`mapping`] | anonymous memory: reserve, advise, discard, populate |
+//! | [`together`] | giving the frames of many ranges back at once |
 //! | [`pagemap`] | which pages are a file's |
 //! | [`uffd`] | userfaultfd: register, copy, move, wake, poison, read events |
 //! | [`signals`] | the one SIGBUS handler, and the chain to an earlier one |
@@ -33,6 +34,7 @@ pub mod place;
 pub mod ranges;
 pub mod signals;
 pub mod timing;
+pub mod together;
 pub mod uffd;
 
 /// Ends the process as the kernel does where memory has run out: at once, without its exit handlers.

@@ -11,7 +11,8 @@ use userswap_core::device::DeviceError;
 
 use super::block::{self, BLOCK_BYTES, Pages};
 use super::class::{self, UNIT};
-use super::{Handle, OWNER_BYTES, Release, Store, lock};
+use super::release::{Batch, Release};
+use super::{Handle, OWNER_BYTES, Store, lock};
 
 impl Store {
     /// Moves objects out of blocks less than three quarters full while others have room for them.
@@ -31,7 +32,7 @@ impl Store {
     /// Empties one block of shard `index`; false when there is no more to gain.
     fn compact_one(&self, index: usize, relocate: &mut impl FnMut(u32, Handle) -> bool) -> bool {
         let (id, class) = {
-            let mut shard = lock(&self.shards[index]);
+            let mut shard = self.shard(index);
             let Some(id) = shard.sparsest() else {
                 return false;
             };
@@ -68,7 +69,9 @@ impl Store {
                 block.used(),
             )
         };
-        self.finish(Release { block: id, pages });
+        let mut batch = Batch::default();
+        batch.push(Release { block: id, pages });
+        self.release(&batch);
         // An object may not be movable yet, because its owner does not name it yet.
         more && after < before
     }

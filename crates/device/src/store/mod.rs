@@ -16,17 +16,20 @@
 //!   object there meanwhile.
 //!
 //! # Memory
-//! A page on which no object is left becomes *idle*. A shard keeps a few of those, since the next
-//! object may want them; beyond that whole blocks' worth are given back to the system at once. A
-//! block without objects returns to the pool and can then be cut for another class.
+//! A page on which no object is left becomes *idle*. Some are kept, since the next object may want
+//! them; where they are too many, half of them are given back to the system at once: each time
+//! interrupts every CPU that runs a thread of the process. A block without objects returns to the
+//! pool and can then be cut for another class.
 
 mod block;
 mod class;
 mod compact;
+mod release;
 mod shard;
 #[cfg(test)]
 mod tests;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +40,7 @@ use crate::arena::{Mapping, Table, refused};
 use crate::cpu;
 use block::{BLOCK_BYTES, BLOCK_PAGES, Bitmap, Block, NONE, POOLED, Pages, RELEASING};
 use class::UNIT;
+pub(crate) use release::Excess;
 use shard::Shard;
 
 /// The most bytes an object holds, whole pages aside; what takes more is stored as a page.
@@ -51,6 +55,9 @@ const RESERVE_PER_SLOT: usize = 4 * PAGE_SIZE;
 /// Pages populated together: a few, and more the more blocks a shard has, up to half a block. Four
 /// together save most of what there is to save; more would be wasted on a shard that stays small.
 const FEW_PAGES: usize = 2;
+/// Idle pages that are kept, whatever the size: with half of them given back at once, what an
+/// interruption costs is small beside it; and it is done in some 20 us, by whoever freed the last.
+const MOST_IDLE: u64 = 128;
 /// Slots from which on each CPU gets shards of its own: below, half-filled blocks would cost more
 /// than waiting for a lock does.
 const SLOTS_PER_SHARD: u64 = 64 * 1024;
@@ -68,14 +75,6 @@ impl Handle {
     fn block(self) -> u32 {
         (self.offset() / BLOCK_BYTES) as u32
     }
-}
-
-/// Pages of a block that are to be given back, by [`Store::finish`].
-#[derive(Debug)]
-#[must_use = "the block stays out of use until the release is finished"]
-pub(crate) struct Release {
-    block: u32,
-    pages: Pages,
 }
 
 /// Blocks that belong to no shard.
@@ -96,7 +95,9 @@ pub(crate) struct Store {
     pool: Mutex<Pool>,
     /// How many blocks were ever used: the rest of the pool. Changed under the pool's lock.
     fresh: AtomicU32,
-    /// Idle pages a shard keeps.
+    /// Idle pages, of all shards.
+    idle: AtomicU32,
+    /// How many of them are kept.
     keep: u32,
     /// Bytes of the arena that are resident.
     resident: AtomicU64,
@@ -107,6 +108,37 @@ pub(crate) struct Store {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic under one of these locks is a failed bounds check, before anything was changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A locked shard, whose idle pages are counted anew when it is unlocked.
+struct Held<'a> {
+    shard: MutexGuard<'a, Shard>,
+    before: u32,
+    idle: &'a AtomicU32,
+}
+
+impl Deref for Held<'_> {
+    type Target = Shard;
+
+    fn deref(&self) -> &Shard {
+        &self.shard
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let change = self.shard.idle_pages.wrapping_sub(self.before);
+        if change != 0 {
+            // Relaxed: the number guards no data. It wraps, as a change may be negative.
+            self.idle.fetch_add(change, Relaxed);
+        }
+    }
 }
 
 impl Store {
@@ -135,8 +167,8 @@ impl Store {
             shards_per_class,
             pool: Mutex::new(Pool { returned: NONE }),
             fresh: AtomicU32::new(0),
-            // At most a hundredth of the area, should every shard keep its share.
-            keep: (slots / (100 * shards as u64)).clamp(2, 32) as u32,
+            idle: AtomicU32::new(0),
+            keep: (slots / 100).clamp(8, MOST_IDLE) as u32,
             resident: AtomicU64::new(0),
             limit: limit.unwrap_or(u64::MAX),
         })
@@ -185,11 +217,12 @@ impl Store {
         unsafe { self.arena.bytes(handle.offset(), PAGE_SIZE) }
     }
 
-    /// Frees an object. What it returns is to be passed to [`Self::finish`], under no lock.
-    pub(crate) fn free(&self, handle: Handle) -> Option<Release> {
+    /// Frees an object. What it returns is to be passed to [`Self::give_back`], under no lock.
+    pub(crate) fn free(&self, handle: Handle) -> Option<Excess> {
         let id = handle.block();
         let block = &self.blocks[id as usize];
-        let mut shard = lock(&self.shards[block.shard() as usize]);
+        let index = block.shard();
+        let mut shard = self.shard(index as usize);
         let class = shard.class;
         let bitmap = &self.bitmaps[id as usize];
         let object = handle.offset() % BLOCK_BYTES / class.size;
@@ -203,61 +236,8 @@ impl Store {
         let idle = block::free_pages(bitmap, class, class.pages_of(object) & block.resident());
         shard.add_idle(&self.blocks, id, idle);
         shard.resort(&self.blocks, id);
-        if shard.idle_pages > self.keep {
-            self.start_release(&mut shard)
-        } else {
-            None
-        }
-    }
-
-    /// Gives the pages of a release back to the system, and the block back to its shard or, if it
-    /// holds no object, to the pool.
-    pub(crate) fn finish(&self, release: Release) {
-        let id = release.block;
-        let start = id as usize * BLOCK_BYTES;
-        let mut gone = 0;
-        for (first, len) in block::runs_in(release.pages) {
-            // SAFETY: no object was on these pages when the release began, under the lock, and
-            // none can have been put there since, because the block is in no list.
-            if unsafe {
-                self.arena
-                    .release(start + first * PAGE_SIZE, len * PAGE_SIZE)
-            } {
-                gone |= block::run(first, len);
-            }
-        }
-        let block = &self.blocks[id as usize];
-        let mut shard = lock(&self.shards[block.shard() as usize]);
-        block.set_resident(block.resident() & !gone);
-        self.resident.fetch_sub(bytes_of(gone), Relaxed);
-        if block.used() == 0 && block.resident() == 0 {
-            shard.blocks -= 1;
-            self.give_to_pool(id);
-            return;
-        }
-        // Pages that lost their last object during the release. Pages the system would not take
-        // (locked memory) are not tried again until an object on them is freed.
-        let idle = block::free_pages(
-            &self.bitmaps[id as usize],
-            shard.class,
-            block.resident() & !release.pages,
-        );
-        shard.add_idle(&self.blocks, id, idle);
-        shard.insert(&self.blocks, id);
-    }
-
-    /// Gives every idle page back to the system.
-    pub(crate) fn trim(&self) {
-        for shard in self.shards.iter() {
-            loop {
-                let mut shard = lock(shard);
-                let Some(release) = self.start_release(&mut shard) else {
-                    break;
-                };
-                drop(shard);
-                self.finish(release);
-            }
-        }
+        drop(shard);
+        (self.idle.load(Relaxed) > self.keep).then_some(Excess { shard: index })
     }
 
     /// Bytes of the arena that are resident.
@@ -271,6 +251,15 @@ impl Store {
         (fresh * (size_of::<Block>() + size_of::<Bitmap>()) + self.shards.reserved_bytes()) as u64
     }
 
+    fn shard(&self, index: usize) -> Held<'_> {
+        let shard = lock(&self.shards[index]);
+        Held {
+            before: shard.idle_pages,
+            shard,
+            idle: &self.idle,
+        }
+    }
+
     /// Hands out an object of class `class`; where memory is short, idle pages are given up first.
     fn allocate(&self, cpu: usize, class: usize) -> Result<Handle, DeviceError> {
         let shard = class * self.shards_per_class + cpu % self.shards_per_class;
@@ -281,7 +270,7 @@ impl Store {
     }
 
     fn try_allocate(&self, index: usize, may_add_block: bool) -> Result<Handle, DeviceError> {
-        let mut guard = lock(&self.shards[index]);
+        let mut guard = self.shard(index);
         let shard = &mut *guard;
         let id = match shard.densest() {
             Some(id) => id,
@@ -353,21 +342,6 @@ impl Store {
         shard.blocks += 1;
         shard.insert(&self.blocks, id);
         Ok(id)
-    }
-
-    /// Picks the block that has had idle pages longest and takes it out of use for their release.
-    fn start_release(&self, shard: &mut Shard) -> Option<Release> {
-        let id = shard.longest_idle()?;
-        let block = &self.blocks[id as usize];
-        if block.populating() != 0 {
-            // Pages released now could come back uncounted; they go with the next release.
-            return None;
-        }
-        // All that can go, goes: populated ahead but never used counts too.
-        let pages = block::free_pages(&self.bitmaps[id as usize], shard.class, block.resident());
-        shard.drop_idle(&self.blocks, id, Pages::MAX);
-        shard.detach(&self.blocks, id);
-        Some(Release { block: id, pages })
     }
 
     fn take_from_pool(&self) -> Option<u32> {

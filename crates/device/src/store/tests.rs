@@ -18,6 +18,7 @@ fn truly_resident(store: &Store) -> u64 {
 }
 
 fn check_counts(store: &Store) {
+    let mut all_idle = 0;
     for (index, shard) in store.shards.iter().enumerate() {
         let shard = lock(shard);
         let (mut idle, mut owned) = (0, 0);
@@ -51,12 +52,14 @@ fn check_counts(store: &Store) {
             owned += 1;
         }
         assert_eq!((idle, owned), (shard.idle_pages, shard.blocks));
+        all_idle += idle;
     }
+    assert_eq!(all_idle, store.idle.load(Relaxed));
 }
 
 fn free(store: &Store, handle: Handle) {
-    if let Some(release) = store.free(handle) {
-        store.finish(release);
+    if let Some(excess) = store.free(handle) {
+        store.give_back(excess);
     }
 }
 
@@ -107,6 +110,7 @@ fn the_resident_count_is_true_through_random_use() {
             let (handle, len, value) = live.swap_remove(random(live.len()));
             assert!(bytes(&store, handle, len).iter().all(|&byte| byte == value));
             free(&store, handle);
+            assert!(store.idle.load(Relaxed) <= store.keep);
         }
         if step % 5000 == 4999 {
             check_counts(&store);
@@ -121,13 +125,49 @@ fn the_resident_count_is_true_through_random_use() {
         free(&store, handle);
     }
     let kept = store.resident_bytes();
-    assert!(
-        kept <= u64::from(store.keep) * 4096 * store.shards.len() as u64,
-        "{kept} kept"
-    );
+    assert!(kept <= u64::from(store.keep) * 4096, "{kept} kept");
     store.trim();
     check_counts(&store);
     assert_eq!((store.resident_bytes(), truly_resident(&store)), (0, 0));
+}
+
+#[test]
+fn idle_pages_of_all_shards_go_together() {
+    let store = Store::new(65_536, None).unwrap();
+    let handles: Vec<_> = (0..20_000)
+        .map(|owner| store.put(0, owner, &vec![1; owner as usize % 8 * 400]))
+        .map(Result::unwrap)
+        .collect();
+    let mut most = 0;
+    for handle in handles {
+        let before = store.idle.load(Relaxed);
+        free(&store, handle);
+        let gone = before.saturating_sub(store.idle.load(Relaxed));
+        most = most.max(gone);
+        assert!(gone == 0 || gone + 1 >= store.keep / 2, "{gone} pages gone");
+    }
+    assert!(most < store.keep, "{most} at once: some are kept");
+    check_counts(&store);
+    assert_eq!(store.resident_bytes(), truly_resident(&store));
+}
+
+#[test]
+fn pages_that_the_system_keeps_are_counted() {
+    let store = Store::new(4096, None).unwrap();
+    let handles: Vec<_> = (0..4000)
+        .map(|owner| store.put(0, owner, &[1; 2000]).unwrap())
+        .collect();
+    let locked = store.arena.base().as_ptr().wrapping_add(BLOCK_BYTES);
+    // SAFETY: a block of the arena: locking it changes no byte.
+    assert_eq!(unsafe { libc::mlock(locked.cast(), BLOCK_BYTES) }, 0);
+    handles.into_iter().for_each(|handle| free(&store, handle));
+    store.trim();
+    let one = BLOCK_BYTES as u64;
+    assert_eq!(
+        (store.resident_bytes(), truly_resident(&store)),
+        (one, one),
+        "the others go all the same"
+    );
 }
 
 #[test]

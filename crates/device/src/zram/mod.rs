@@ -32,7 +32,7 @@ use crate::codec::{Codec, Contexts, Format};
 use crate::cpu::{self, Counters};
 use crate::same;
 use crate::slots::{Locked, Slots};
-use crate::store::{Release, Store};
+use crate::store::{Excess, Store};
 use recompress::Sweep;
 use word::{Stored, WIDE_BYTES, Word};
 
@@ -140,9 +140,9 @@ impl Zram {
                 Stored::Packed(_, len, format) => Word::packed(copy, len, format),
                 _ => Word::wide(copy),
             });
-            let release = self.store.free(handle);
+            let excess = self.store.free(handle);
             drop(locked);
-            self.finish(release);
+            self.give_back(excess);
             true
         });
     }
@@ -231,7 +231,7 @@ impl Zram {
             locked = self.slots.lock(slot);
         }
         locked.set(word);
-        let release = match old.stored() {
+        let excess = match old.stored() {
             Stored::Empty | Stored::Same(_) => None,
             Stored::Wide(handle) | Stored::Packed(handle, ..) | Stored::Page(handle) => {
                 self.store.free(handle)
@@ -240,12 +240,12 @@ impl Zram {
         drop(locked);
         self.count(cpu, old, -1);
         self.count(cpu, word, 1);
-        self.finish(release);
+        self.give_back(excess);
     }
 
-    fn finish(&self, release: Option<Release>) {
-        if let Some(release) = release {
-            self.store.finish(release);
+    fn give_back(&self, excess: Option<Excess>) {
+        if let Some(excess) = excess {
+            self.store.give_back(excess);
         }
     }
 
@@ -348,13 +348,13 @@ impl Zram {
         }
         take(page);
         locked.set(Word::EMPTY);
-        let release = match old.stored() {
+        let excess = match old.stored() {
             Stored::Packed(handle, ..) | Stored::Page(handle) => self.store.free(handle),
             _ => None,
         };
         drop(locked);
         self.count(cpu::current(), old, -1);
-        self.finish(release);
+        self.give_back(excess);
         true
     }
 }

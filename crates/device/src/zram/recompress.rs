@@ -105,11 +105,11 @@ impl Zram {
         };
         let word = Word::packed(place, packed.len(), Format::Zstd);
         locked.set(word);
-        let release = self.store.free(handle);
+        let excess = self.store.free(handle);
         drop(locked);
         self.count(cpu, old, -1);
         self.count(cpu, word, 1);
-        self.finish(release);
+        self.give_back(excess);
         true
     }
 }

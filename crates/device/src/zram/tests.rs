@@ -293,7 +293,7 @@ fn an_object_replaced_in_two_steps_is_freed_twice() {
         let Stored::Packed(handle, ..) = old.stored() else {
             panic!("nothing compressed here");
         };
-        device.finish(device.store.free(handle));
+        device.give_back(device.store.free(handle));
     };
     let broken = std::panic::catch_unwind(|| two_writers(Some(other_writer)));
     let said = broken.expect_err("the rule is broken, and nobody sees it");
