@@ -5,8 +5,8 @@
 //! when all are busy. How: each sits behind a mutex; a thread tries its own CPU's first, then each
 //! other, and blocks on its own CPU's if every one is taken.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use userswap_core::device::{DeviceError, PageBytes};
 
@@ -16,6 +16,9 @@ use crate::{cpu, lz4, zstd};
 
 const CONTEXTS_PER_CPU: usize = 2;
 
+/// The most contexts for Zstandard of each kind: every one is a mapping of some hundred kilobytes.
+const MOST_FOR_ZSTD: usize = 64;
+
 /// How a device compresses its pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Codec {
@@ -23,7 +26,10 @@ pub enum Codec {
     Lz4,
     /// Zstandard: half the size of LZ4 or a little more, at three to five times the time.
     Zstd,
-    /// LZ4 while that leaves room, Zstandard where the store outgrows its share of the limit. Without a limit, LZ4.
+    /// LZ4 while that leaves room, Zstandard where the store outgrows its share of the limit and [`Device::tend`] is called. Without
+    /// a limit, LZ4.
+    ///
+    /// [`Device::tend`]: userswap_core::device::Device::tend
     #[default]
     Adaptive,
 }
@@ -41,6 +47,8 @@ type Output = [u8; MAX_PACKED];
 pub(crate) struct Compressor<T> {
     context: T,
     output: Output,
+    /// Its memory is counted.
+    used: bool,
 }
 
 impl<T> Compressor<T> {
@@ -48,6 +56,7 @@ impl<T> Compressor<T> {
         Mutex::new(Self {
             context,
             output: [0; MAX_PACKED],
+            used: false,
         })
     }
 }
@@ -68,17 +77,25 @@ struct Lz4 {
 
 struct Zstd {
     compress: Table<Mutex<Compressor<zstd::Compressor>>>,
-    decompress: Table<Mutex<zstd::Decompressor>>,
-    /// Bytes of memory all of it takes, once used.
-    bytes: usize,
-    /// Relaxed: only a sum depends on it.
-    used: AtomicBool,
+    decompress: Table<Mutex<Decompressor>>,
+    /// Bytes of the workspaces that were used. Relaxed: a sum.
+    used_bytes: AtomicUsize,
 }
 
-/// All contexts of a device: those that its codec may need.
+struct Decompressor {
+    context: zstd::Decompressor,
+    /// Its memory is counted.
+    used: bool,
+}
+
+/// All contexts of a device: those that its codec needs. An adaptive one has none for Zstandard until they are wanted: most
+/// never are.
 pub(crate) struct Contexts {
     lz4: Option<Lz4>,
-    zstd: Option<Zstd>,
+    zstd: OnceLock<Zstd>,
+    level: i32,
+    /// Relaxed: a hint to who can make them.
+    wanted: AtomicBool,
 }
 
 const NOT_MADE: &str = "a format that the device's codec does not use";
@@ -87,11 +104,36 @@ impl Contexts {
     /// Contexts for `codec`: LZ4 with `acceleration`, Zstandard at `level`.
     pub(crate) fn new(codec: Codec, acceleration: u32, level: i32) -> Result<Self, DeviceError> {
         let lz4 = (codec != Codec::Zstd).then(|| Lz4::new(acceleration));
-        let zstd = (codec != Codec::Lz4).then(|| Zstd::new(level));
-        Ok(Self {
+        let contexts = Self {
             lz4: lz4.transpose()?,
-            zstd: zstd.transpose()?,
-        })
+            zstd: OnceLock::new(),
+            level,
+            wanted: AtomicBool::new(false),
+        };
+        if codec == Codec::Zstd {
+            let _ = contexts.zstd.set(Zstd::new(level)?);
+        }
+        Ok(contexts)
+    }
+
+    /// Whether there are contexts for Zstandard. If not, they are wanted from now on.
+    pub(crate) fn has_zstd(&self) -> bool {
+        let has = self.zstd.get().is_some();
+        if !has && !self.wanted.load(Relaxed) {
+            self.wanted.store(true, Relaxed);
+        }
+        has
+    }
+
+    /// Makes contexts for Zstandard where they are wanted and not there. Not on the fault path. Where the system has no
+    /// memory for them, things stay as they are.
+    pub(crate) fn make_wanted(&self) {
+        if self.wanted.swap(false, Relaxed)
+            && self.zstd.get().is_none()
+            && let Ok(zstd) = Zstd::new(self.level)
+        {
+            let _ = self.zstd.set(zstd);
+        }
     }
 
     /// Compresses `page` and hands `then` the result, or nothing if it takes more than
@@ -106,7 +148,9 @@ impl Contexts {
         match format {
             Format::Lz4 => {
                 let lz4 = self.lz4.as_ref().expect(NOT_MADE);
-                let Compressor { context, output } = &mut *take(&lz4.compress, cpu);
+                let Compressor {
+                    context, output, ..
+                } = &mut *take(&lz4.compress, cpu);
                 let len = context.compress(page, output, lz4.acceleration);
                 then(len.map(|len| &output[..len]))
             }
@@ -114,13 +158,16 @@ impl Contexts {
         }
     }
 
-    /// A context for Zstandard.
+    /// A context for Zstandard, of which there are some.
     pub(crate) fn zstd(&self, cpu: usize) -> MutexGuard<'_, Compressor<zstd::Compressor>> {
-        let zstd = self.zstd.as_ref().expect(NOT_MADE);
-        if !zstd.used.load(Relaxed) {
-            zstd.used.store(true, Relaxed);
+        let zstd = self.zstd.get().expect(NOT_MADE);
+        let mut compressor = take(&zstd.compress, cpu);
+        if !compressor.used {
+            compressor.used = true;
+            let bytes = compressor.context.memory_bytes();
+            zstd.used_bytes.fetch_add(bytes, Relaxed);
         }
-        take(&zstd.compress, cpu)
+        compressor
     }
 
     /// Decompresses `packed` into `page`; false when it is not what was compressed.
@@ -128,24 +175,35 @@ impl Contexts {
         match format {
             Format::Lz4 => lz4::decompress(packed, page),
             Format::Zstd => {
-                let zstd = self.zstd.as_ref().expect(NOT_MADE);
-                take(&zstd.decompress, cpu::current()).decompress(packed, page)
+                let zstd = self.zstd.get().expect(NOT_MADE);
+                let mut decompressor = take(&zstd.decompress, cpu::current());
+                if !decompressor.used {
+                    decompressor.used = true;
+                    let bytes = decompressor.context.memory_bytes();
+                    zstd.used_bytes.fetch_add(bytes, Relaxed);
+                }
+                decompressor.context.decompress(packed, page)
             }
         }
     }
 
-    /// Bytes of memory that contexts take: those for Zstandard once they were used.
+    /// Bytes of memory that contexts take: the large workspaces for Zstandard where they were used.
     pub(crate) fn memory_bytes(&self) -> usize {
         let lz4 = self.lz4.as_ref().map(|lz4| lz4.compress.reserved_bytes());
-        let used = self.zstd.as_ref().filter(|zstd| zstd.used.load(Relaxed));
-        lz4.unwrap_or(0) + used.map_or(0, |zstd| zstd.bytes)
+        let zstd = self.zstd.get().map(|zstd| {
+            let tables = zstd.compress.reserved_bytes() + zstd.decompress.reserved_bytes();
+            tables + zstd.used_bytes.load(Relaxed)
+        });
+        lz4.unwrap_or(0) + zstd.unwrap_or(0)
     }
 }
 
 impl Lz4 {
     fn new(acceleration: u32) -> Result<Self, DeviceError> {
         Ok(Self {
-            compress: Table::from_fn(count(), |_| Compressor::new(lz4::State::new()))?,
+            compress: Table::from_fn(CONTEXTS_PER_CPU * cpu::count(), |_| {
+                Compressor::new(lz4::State::new())
+            })?,
             acceleration,
         })
     }
@@ -153,25 +211,20 @@ impl Lz4 {
 
 impl Zstd {
     fn new(level: i32) -> Result<Self, DeviceError> {
-        let compress = Table::try_from_fn(count(), |_| {
-            Ok(Compressor::new(zstd::Compressor::new(level)?))
-        })?;
-        let decompress =
-            Table::try_from_fn(count(), |_| Ok(Mutex::new(zstd::Decompressor::new()?)))?;
-        let workspaces = compress.len() * lock(&compress[0]).context.memory_bytes()
-            + decompress.len() * lock(&decompress[0]).memory_bytes();
+        let count = (CONTEXTS_PER_CPU * cpu::count()).min(MOST_FOR_ZSTD);
         Ok(Self {
-            bytes: compress.reserved_bytes() + decompress.reserved_bytes() + workspaces,
-            compress,
-            decompress,
-            used: AtomicBool::new(false),
+            compress: Table::try_from_fn(count, |_| {
+                Ok(Compressor::new(zstd::Compressor::new(level)?))
+            })?,
+            decompress: Table::try_from_fn(count, |_| {
+                Ok(Mutex::new(Decompressor {
+                    context: zstd::Decompressor::new()?,
+                    used: false,
+                }))
+            })?,
+            used_bytes: AtomicUsize::new(0),
         })
     }
-}
-
-/// How many contexts there are of a kind.
-fn count() -> usize {
-    CONTEXTS_PER_CPU * cpu::count()
 }
 
 fn take<T>(contexts: &[Mutex<T>], cpu: usize) -> MutexGuard<'_, T> {

@@ -455,24 +455,39 @@ impl Shared {
     pub(crate) fn run_reclaimer(&self) {
         while self.reclaimer.wait() {
             inject::pass(inject::Thread::Reclaimer);
-            while self.budget.level(self.used_bytes()) != Level::Roomy {
-                let step = {
-                    let _inside = self.moving.enter();
-                    self.reclaim_step()
-                };
-                // A store that grows passes pages on in the same measure.
-                let tended = self.tend();
-                match step {
-                    Step::Worked | Step::Barren => {}
-                    Step::InVain | Step::OthersAtWork | Step::Nothing if tended => {}
-                    Step::InVain | Step::OthersAtWork | Step::Nothing => break,
-                }
-            }
-            while self.tend() {}
+            // Room first, and again as soon as it is short: what nobody waits for may take long.
+            while self.reclaim_until_roomy() && !self.reclaimer.is_stopped() && self.tend() {}
             let _inside = self.moving.enter();
             self.budget.ease(self.used_bytes(), now_ns());
             self.compact_store();
         }
+    }
+
+    /// Makes room up to the high mark; `false`: no more can be made now.
+    fn reclaim_until_roomy(&self) -> bool {
+        let is_roomy = || self.budget.level(self.used_bytes()) == Level::Roomy;
+        while !is_roomy() {
+            let step = {
+                let _inside = self.moving.enter();
+                self.reclaim_step()
+            };
+            // A store that grows passes pages on in the same measure.
+            let mut tended = self.tend();
+            match step {
+                Step::Worked | Step::Barren => {}
+                Step::InVain | Step::OthersAtWork | Step::Nothing if tended => {
+                    // What has just been in vain is not repeated after each piece.
+                    while tended && !is_roomy() && !self.reclaimer.is_stopped() {
+                        tended = self.tend();
+                    }
+                }
+                Step::InVain | Step::OthersAtWork | Step::Nothing => return false,
+            }
+            if self.reclaimer.is_stopped() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Has the devices do a piece of what nobody waits for; `true`: there is more. Not in a signal handler.

@@ -119,13 +119,17 @@ impl Bell {
         self.0.store(Self::SILENT, Ordering::Relaxed);
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::STOPPED
+    }
+
     /// Waits for `limit`; `true`: it was stopped meanwhile.
     pub(crate) fn is_stopped_within(&self, limit: std::time::Duration) -> bool {
         let word = self.0.load(Ordering::Relaxed);
         if word != Self::STOPPED {
             futex::wait_for(&self.0, word, limit);
         }
-        self.0.load(Ordering::Relaxed) == Self::STOPPED
+        self.is_stopped()
     }
 
     /// Waits for a ring; `false`: stop.
@@ -481,6 +485,7 @@ impl Shared {
             stats.swapped_bytes += area.used() * PAGE_SIZE as u64;
             stats.stored_bytes += usage.stored_bytes;
             stats.store_memory_bytes += usage.memory_bytes;
+            stats.dense_bytes += usage.dense_pages * PAGE_SIZE as u64;
             stats.file_bytes += usage.file_pages * PAGE_SIZE as u64;
             stats.file_read_bytes += usage.file_read_bytes;
             stats.file_written_bytes += usage.file_written_bytes;

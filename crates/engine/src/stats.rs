@@ -20,6 +20,8 @@ pub struct Stats {
     pub stored_bytes: u64,
     /// Bytes of memory the store takes for them.
     pub store_memory_bytes: u64,
+    /// Bytes of the regions that the store holds compressed with more effort, to less, than it first does.
+    pub dense_bytes: u64,
     /// Bytes of the regions that lie outside memory, in a file or on a block device.
     pub file_bytes: u64,
     /// Bytes read from there.

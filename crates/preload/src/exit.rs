@@ -78,6 +78,7 @@ fn statistics(config: &Config) -> serde_json::Value {
         "swapped_bytes": stats.swapped_bytes,
         "stored_bytes": stats.stored_bytes,
         "store_memory_bytes": stats.store_memory_bytes,
+        "dense_bytes": stats.dense_bytes,
         "ratio": ratio(stats.swapped_bytes, stats.store_memory_bytes),
         "file_bytes": stats.file_bytes,
         "file_read_bytes": stats.file_read_bytes,

@@ -4,10 +4,15 @@
 //! a page one by one and 0.4 by 64 (2 virtual CPUs, Linux 6.18). Before Linux 6.14, and where the call is filtered, it is
 //! refused.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::PAGE_SIZE;
 
 /// The calling process, as a descriptor that need not be opened: Linux 6.14.
 const THIS_PROCESS: isize = -10_001;
+
+/// The system does not do it. Relaxed: nothing depends on it but time.
+static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// Ranges whose frames go together.
 #[derive(Debug)]
@@ -64,6 +69,9 @@ impl Together {
         if parts.is_empty() {
             return true;
         }
+        if REFUSED.load(Ordering::Relaxed) {
+            return false;
+        }
         let result: isize;
         // SAFETY: the caller's part; the call reads the ranges. It is made directly: it leaves errno as it is, and is not
         // taken for the program's.
@@ -80,6 +88,10 @@ impl Together {
                 lateout("r11") _,
                 options(nostack),
             );
+        }
+        let refused = [libc::ENOSYS, libc::EBADF, libc::EPERM];
+        if refused.iter().any(|&errno| result == -(errno as isize)) {
+            REFUSED.store(true, Ordering::Relaxed);
         }
         let all: usize = parts.iter().map(|part| part.iov_len).sum();
         usize::try_from(result) == Ok(all)

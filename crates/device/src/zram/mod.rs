@@ -179,7 +179,7 @@ impl Zram {
         }
         let format = match self.options.codec {
             Codec::Zstd => Format::Zstd,
-            Codec::Adaptive if self.is_dense() => Format::Zstd,
+            Codec::Adaptive if self.is_dense() && self.contexts.has_zstd() => Format::Zstd,
             Codec::Lz4 | Codec::Adaptive => Format::Lz4,
         };
         if let Some(word) = self.pack(cpu, owner, page, format)? {
@@ -190,7 +190,7 @@ impl Zram {
         }
         // A page that could not leave memory is worth another try.
         let denser = (self.options.codec, format) == (Codec::Adaptive, Format::Lz4);
-        let packed = match denser {
+        let packed = match denser && self.contexts.has_zstd() {
             true => self.pack(cpu, owner, page, Format::Zstd)?,
             false => None,
         };
@@ -414,6 +414,7 @@ impl Device for Zram {
     }
 
     fn tend(&self) -> bool {
+        self.contexts.make_wanted();
         self.recompress_some()
     }
 

@@ -2,12 +2,15 @@
 //! background.
 //!
 //! Guarantee: to everybody else it is one step, under the slot's lock, and the slot's content is the same before and after.
-//! Whoever reads such a slot waits for some ten microseconds at most. What gets little smaller stays as it is.
+//! Whoever reads such a slot meanwhile waits: some fifteen microseconds, longer where the store takes memory from the system.
+//! What gets little smaller stays as it is.
+
+use std::sync::atomic::Ordering::Relaxed;
 
 use userswap_core::device::{PAGE_SIZE, PageBytes};
 
 use super::word::{Stored, Word};
-use super::{DENSE, PACKED, Zram};
+use super::{DENSE, PACKED, STORED_BYTES, Zram};
 use crate::codec::{Codec, Format};
 use crate::cpu;
 
@@ -24,7 +27,8 @@ const SAVES: usize = 8;
 pub(super) struct Sweep {
     /// The next slot; nothing between two rounds.
     next: Option<usize>,
-    /// Objects by LZ4 that the last round left, since they would get little smaller.
+    /// Objects by LZ4 that this round leaves, since they would get little smaller; and the last one.
+    leaves: u64,
     left: u64,
     page: PageBytes,
 }
@@ -33,47 +37,68 @@ impl Sweep {
     pub(super) fn new() -> Self {
         Self {
             next: None,
+            leaves: 0,
             left: 0,
             page: [0; PAGE_SIZE],
         }
     }
 }
 
+/// What came of looking at a slot.
+enum Tried {
+    /// It holds nothing by LZ4.
+    Nothing,
+    /// Its page takes less now.
+    Smaller,
+    /// Its page stays as it is.
+    Left,
+}
+
 impl Zram {
     /// Recompresses some pages where the store has outgrown its share; `true`: there may be more.
     pub(super) fn recompress_some(&self) -> bool {
-        if self.options.codec != Codec::Adaptive || !self.is_dense() {
+        // By content: what has just been made smaller leaves holes, which count as memory until they are closed.
+        let is_over = self.counters.total(STORED_BYTES) > self.dense_from.load(Relaxed);
+        if self.options.codec != Codec::Adaptive || !is_over || !self.contexts.has_zstd() {
             return false;
         }
         // Somebody else is at it.
         let Ok(mut sweep) = self.sweep.try_lock() else {
             return false;
         };
-        let Sweep { next, left, page } = &mut *sweep;
+        let sweep = &mut *sweep;
         let by_lz4 = (self.counters.total(PACKED)).saturating_sub(self.counters.total(DENSE));
-        if next.is_none() && by_lz4 <= *left + *left / 8 {
+        sweep.left = sweep.left.min(by_lz4);
+        if sweep.next.is_none() && by_lz4 <= sweep.left + sweep.left / 8 {
             // Only what the last round left.
             return false;
         }
         let cpu = cpu::current();
-        let (mut slot, mut tried) = (next.unwrap_or(0), 0);
+        let (mut slot, mut tried) = (sweep.next.unwrap_or(0), 0);
         let end = slot + SLOTS_A_STEP;
         while slot < end && tried < PAGES_A_STEP {
-            let Some(touched) = self.slots.next_touched(slot) else {
-                (*next, *left) = (None, by_lz4);
+            let touched = self.slots.next_touched(slot);
+            let Some(touched) = touched.filter(|&slot| slot < self.slots.len()) else {
+                sweep.next = None;
+                sweep.left = std::mem::take(&mut sweep.leaves);
                 return false;
             };
-            if touched < self.slots.len() && self.recompress(cpu, touched, page) {
-                tried += 1;
+            match self.recompress(cpu, touched, &mut sweep.page) {
+                Tried::Nothing => {}
+                Tried::Smaller => tried += 1,
+                Tried::Left => {
+                    tried += 1;
+                    sweep.leaves += 1;
+                }
             }
             slot = touched + 1;
         }
-        *next = Some(slot);
+        sweep.next = Some(slot);
         true
     }
 
-    /// Recompresses the page of `slot`, if LZ4 compressed it and Zstandard saves something; `false`: there was nothing to try.
-    fn recompress(&self, cpu: usize, slot: usize, page: &mut PageBytes) -> bool {
+    /// Recompresses the page of `slot`, if LZ4 compressed it and Zstandard saves something.
+    fn recompress(&self, cpu: usize, slot: usize, page: &mut PageBytes) -> Tried {
         let by_lz4 = |word: Word| match word.stored() {
             Stored::Packed(handle, len, Format::Lz4) => Some((handle, len)),
             _ => None,
@@ -83,25 +108,25 @@ impl Zram {
             .peek(slot)
             .is_some_and(|word| by_lz4(word).is_none())
         {
-            return false;
+            return Tried::Nothing;
         }
         let mut context = self.contexts.zstd(cpu);
         let mut locked = self.slots.lock(slot);
         let old = locked.word();
         let Some((handle, len)) = by_lz4(old) else {
-            return false;
+            return Tried::Nothing;
         };
         if self.read_locked(&locked, page).is_err() {
-            return true;
+            return Tried::Left;
         }
         let smaller = context
             .compress(page)
             .filter(|packed| packed.len() + len / SAVES <= len);
         let Some(packed) = smaller else {
-            return true;
+            return Tried::Left;
         };
         let Ok(place) = self.store.put(cpu, slot as u32, packed) else {
-            return true;
+            return Tried::Left;
         };
         let word = Word::packed(place, packed.len(), Format::Zstd);
         locked.set(word);
@@ -110,6 +135,6 @@ impl Zram {
         self.count(cpu, old, -1);
         self.count(cpu, word, 1);
         self.give_back(excess);
-        true
+        Tried::Smaller
     }
 }
