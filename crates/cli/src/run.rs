@@ -1,6 +1,7 @@
 //! `userswap run`: a program under a memory limit. The library that does the work is loaded into the program and
 //! all it starts; this process waits, passes signals on, and sums up.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,11 +14,13 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use userswap::{DeviceSpec, FileOptions, FileSpec};
 use userswap_device::File as SwapFile;
 use userswap_preload::config::names;
 use userswap_preload::tree::Tree;
+use userswap_sys::file_ref::FileRef;
 
 use crate::args::{FaultsArg, LimitArg, RunArgs};
 use crate::os;
@@ -48,16 +51,17 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let tree_file = memory_file("userswap-tree")?;
     let tree = Tree::create(&tree_file).context("cannot make the table of processes")?;
     let plans_file = memory_file("userswap-plans")?;
-    let (_stats_file, stats_path) = match &args.stats {
+    let (_stats_file, stats_path, stats) = match &args.stats {
         Some(path) => {
             let file = File::create(path)
                 .with_context(|| format!("cannot write statistics to {}", path.display()))?;
-            (file, std::path::absolute(path)?)
+            let path = std::path::absolute(path)?;
+            (file, path.clone(), path.into_os_string())
         }
         None => {
             let file = memory_file("userswap-stats")?;
-            let path = path_of(&file);
-            (file, path)
+            let (path, reference) = (path_of(&file), reference(&file)?);
+            (file, path, reference)
         }
     };
     let mut preload = library.path().into_os_string();
@@ -71,9 +75,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         .env("LD_PRELOAD", preload)
         .env(names::LIMIT, limit.to_string())
         .env(names::DEVICE, device.to_string())
-        .env(names::TREE, path_of(&tree_file))
-        .env(names::PLANS, path_of(&plans_file))
-        .env(names::STATS, &stats_path)
+        .env(names::TREE, reference(&tree_file)?)
+        .env(names::PLANS, reference(&plans_file)?)
+        .env(names::STATS, stats)
         .env(names::FAULTS, faults)
         .env(names::STRICT, if args.strict { "1" } else { "0" });
     let mut child = match command.spawn() {
@@ -123,7 +127,7 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
     }
     // Where there is none, the end is seen at the next look.
     let process = Pid::from_raw(child.id() as i32);
-    let process = process.and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+    let mut process = process.and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
     let (mut most, mut looks) = (0, 0);
     loop {
         most = most.max(tree.resident());
@@ -135,13 +139,16 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
             tree.sweep(|process| !Path::new(&format!("/proc/{process}")).exists());
         }
         match &process {
-            Some(process) => {
+            Some(descriptor) => {
                 let pause = Timespec {
                     tv_sec: 0,
                     tv_nsec: LOOK_EVERY.subsec_nanos().into(),
                 };
-                // Every error means "look again".
-                let _ = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&pause));
+                let mut ends = [PollFd::new(descriptor, PollFlags::IN)];
+                // It ended, which would be said at once each time, though a tracer may keep the end from us for long.
+                if !matches!(poll(&mut ends, Some(&pause)), Ok(0) | Err(Errno::INTR)) {
+                    process = None;
+                }
             }
             None => std::thread::sleep(LOOK_EVERY),
         }
@@ -314,6 +321,12 @@ fn memory_file(name: &str) -> anyhow::Result<File> {
 fn path_of(file: &File) -> PathBuf {
     let (process, number) = (std::process::id(), file.as_raw_fd());
     PathBuf::from(format!("/proc/{process}/fd/{number}"))
+}
+
+/// That, and which file it is, for the environment.
+fn reference(file: &File) -> anyhow::Result<OsString> {
+    let reference = FileRef::new(file, path_of(file)).context("cannot look at a file in memory")?;
+    Ok(reference.to_string().into())
 }
 
 /// One line about all processes that ended by themselves.

@@ -5,7 +5,7 @@ mod support;
 
 use support::limited::{User, compiled, folder, possible_with, same_within};
 use support::programs::{check, check_stops, possible_for, programs, programs_of_every_user};
-use support::skip;
+use support::{skip, userswap};
 
 programs_of_every_user!(User::Any);
 
@@ -33,6 +33,56 @@ fn programs_that_filter_their_system_calls() {
             return;
         };
         assert_eq!(swapping, [processes], "{who}");
+    }
+}
+
+/// Looking at a library that a thread loads takes no system call that was forbidden to it, and little of its stack.
+#[test]
+fn libraries_are_loaded_with_little() {
+    if !possible_with("libraries_are_loaded_with_little", &["gcc"]) {
+        return;
+    }
+    let program = compiled("loads");
+    for how in ["writes", "locks", "stack"] {
+        let native = std::process::Command::new(&program).arg(how).output();
+        let limited = userswap(&["run", "--limit", "64M", "--", &program, how]).output();
+        let (native, limited) = (native.expect("it runs"), limited.expect("userswap runs"));
+        assert!(native.status.success(), "natively: {native:?}");
+        assert_eq!(native, limited, "{how}");
+    }
+}
+
+/// Where the paths of what `run` shares lead to a stranger's files, these stay as they are.
+#[test]
+fn files_of_others_are_left_alone() {
+    let test = "files_of_others_are_left_alone";
+    if !possible_with(test, &["sh", "sleep"]) {
+        return;
+    }
+    let folder = folder(test);
+    // As many bytes as the table of processes has; entries that are not in use.
+    let bytes = [vec![0; 128], vec![0xaa; (64 << 10) - 128]].concat();
+    for (name, end) in [("PLANS", ""), ("TREE", ""), ("STATS", " 2>/dev/null")] {
+        let file = folder.join(name);
+        std::fs::write(&file, &bytes).expect("writable");
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        let opened = std::fs::File::options().write(true).open(&file);
+        let opened = opened.and_then(|file| file.set_modified(long_ago));
+        opened.expect("its owner may");
+        let variable = format!("USERSWAP_{name}");
+        let script = format!(
+            "export {variable}=\"${{{variable}%%/*}}{}\"; env sleep 0.3{end}; :",
+            file.display()
+        );
+        let output = userswap(&["run", "--limit", "64M", "--", "sh", "-c", &script]).output();
+        let output = output.expect("userswap runs");
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        let modified = std::fs::metadata(&file).and_then(|now| now.modified());
+        assert_eq!(modified.ok(), Some(long_ago), "{name}");
+        assert!(std::fs::read(&file).ok() == Some(bytes.clone()), "{name}");
     }
 }
 

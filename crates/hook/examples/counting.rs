@@ -10,6 +10,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use userswap_hook::{Call, Decision, Handlers};
+use userswap_sys::file_ref::FileRef;
 
 const NUMBERS: usize = 512;
 /// Numbers that no call has.
@@ -131,8 +132,12 @@ extern "C" fn start() {
         clobbers: mode == "clobber" && std::arch::is_x86_feature_detected!("avx"),
     }));
     let plans = std::env::var_os("HOOK_PLANS").map(std::path::PathBuf::from);
+    let plans = plans.and_then(|path| {
+        let file = std::fs::File::open(&path).ok()?;
+        Some(&*Box::leak(Box::new(FileRef::new(file, path).ok()?)))
+    });
     let began = std::time::Instant::now();
-    let found = match userswap_hook::install(handlers, plans.as_deref()) {
+    let found = match userswap_hook::install(handlers, plans) {
         Ok(found) => found,
         Err(error) => {
             eprintln!("counting: {error}");

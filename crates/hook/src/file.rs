@@ -37,7 +37,8 @@ impl CodeFile {
     /// Which file it is.
     pub(crate) fn identity(&self) -> rustix::io::Result<Identity> {
         let stat = rustix::fs::fstat(&self.fd)?;
-        let mut head = [0; HEAD];
+        // Not on the stack, which may be a small one.
+        let mut head = vec![0; HEAD];
         let len = rustix::io::pread(&self.fd, &mut head, 0)?;
         Ok(Identity([
             stat.st_dev,

@@ -3,17 +3,19 @@
 use crate::bypass::Bypass;
 use crate::call::{Call, Handlers};
 use crate::coverage::{Coverage, Library};
-use crate::file::CodeFile;
+use crate::file::{CodeFile, Identity};
 use crate::gate::{self, Wired};
 use crate::image::{Image, Segment};
 use crate::known::Known;
 use crate::maps::{self, Mapping};
 use crate::patch;
 use crate::plan::{self, Plan};
+use std::cell::OnceCell;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use userswap_sys::file_ref::FileRef;
 
 /// Why the hook could not be installed. Nothing has been changed then.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +45,7 @@ struct Done {
     /// Where stubs lie.
     stubs: Vec<Range<usize>>,
     /// The file of plans that processes share.
-    plans: Option<PathBuf>,
+    plans: Option<&'static FileRef>,
 }
 
 /// The lock is held while code is rewritten, with signals blocked. A process copy that was made meanwhile by another thread
@@ -80,7 +82,10 @@ extern "C" fn in_copy() {
 ///
 /// # Errors
 /// See [`Error`]; the process is unchanged then.
-pub fn install(handlers: &'static dyn Handlers, plans: Option<&Path>) -> Result<Coverage, Error> {
+pub fn install(
+    handlers: &'static dyn Handlers,
+    plans: Option<&'static FileRef>,
+) -> Result<Coverage, Error> {
     match maps::threads().map_err(Error::Maps)? {
         0 | 1 => {}
         more => return Err(Error::Threads(more)),
@@ -102,7 +107,7 @@ pub fn install(handlers: &'static dyn Handlers, plans: Option<&Path>) -> Result<
     unsafe { libc::pthread_atfork(None, None, Some(in_copy)) };
     without_signals(|| {
         let mut done = done();
-        done.plans = plans.map(Path::to_path_buf);
+        done.plans = plans;
         take_in_all(maps, |_| true, &mut done);
         Ok(done.coverage.clone())
     })
@@ -193,29 +198,35 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// The file that this code is in.
-fn own_inode(maps: &[Mapping]) -> u64 {
-    let own = patch::own_address();
-    maps.iter()
-        .find(|m| m.range.contains(&own))
-        .map_or(0, |m| m.inode)
+/// Which file this code is in.
+fn own_identity(own: &Mapping) -> Identity {
+    let file = CodeFile::open(&own.path).ok();
+    let file = file.filter(|file| file.inode() == own.inode);
+    // A library that came in memory has no path; it lives no longer than the plans.
+    file.and_then(|file| file.identity().ok())
+        .unwrap_or(Identity([0, own.inode, 0, 0, 0, 0, 0, 0]))
 }
 
 /// Looks at the mappings of code that are meant, and rewrites them.
 fn take_in_all(mut maps: Vec<Mapping>, meant: impl Fn(&Mapping) -> bool, done: &mut Done) {
-    let own = own_inode(&maps);
-    let known = done.plans.as_ref().and_then(|path| Known::open(path, own));
+    let own_address = patch::own_address();
+    let own = maps.iter().find(|m| m.range.contains(&own_address));
+    let own = own.cloned();
+    let (plans, opened) = (done.plans, OnceCell::new());
+    let open = || Known::open(plans?, &own_identity(own.as_ref()?));
+    let known = || opened.get_or_init(open).as_ref();
+    let own_inode = own.as_ref().map_or(0, |own| own.inode);
     let of_code = maps.iter().filter(|m| m.executable && meant(m));
     for mapping in of_code.cloned().collect::<Vec<_>>() {
-        take_in(&mapping, own, known.as_ref(), &mut maps, done);
+        take_in(&mapping, own_inode, &known, &mut maps, done);
     }
 }
 
 /// Looks at one mapping, and rewrites it.
-fn take_in(
+fn take_in<'k>(
     mapping: &Mapping,
-    own: u64,
-    known: Option<&Known>,
+    own_inode: u64,
+    known: &dyn Fn() -> Option<&'k Known<'k>>,
     maps: &mut Vec<Mapping>,
     done: &mut Done,
 ) {
@@ -228,7 +239,7 @@ fn take_in(
         }
         return;
     }
-    if mapping.inode == own {
+    if mapping.inode == own_inode {
         return;
     }
     let mut library = Library {
@@ -253,7 +264,10 @@ fn is_kernels(mapping: &Mapping) -> bool {
 }
 
 /// What is mapped there, and what can be done with it.
-fn look_at(mapping: &Mapping, known: Option<&Known>) -> Result<(Segment, Plan), &'static str> {
+fn look_at<'k>(
+    mapping: &Mapping,
+    known: &dyn Fn() -> Option<&'k Known<'k>>,
+) -> Result<(Segment, Plan), &'static str> {
     if is_kernels(mapping) {
         // SAFETY: mapped and readable as long as the process lives. A copy: the code is about to change.
         let memory = unsafe {
@@ -266,7 +280,7 @@ fn look_at(mapping: &Mapping, known: Option<&Known>) -> Result<(Segment, Plan), 
     if file.inode() != mapping.inode {
         return Err("the file was replaced since it was mapped");
     }
-    let known = known.and_then(|known| Some((known, file.identity().ok()?)));
+    let known = known().and_then(|known| Some((known, file.identity().ok()?)));
     if let Some((known, identity)) = &known
         && let Some(found) = known.find(identity, mapping.offset)
     {

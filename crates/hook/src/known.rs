@@ -14,9 +14,9 @@ use crate::file::{CodeFile, Identity};
 use crate::image::Segment;
 use crate::packed;
 use crate::plan::Plan;
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, OFlags};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use userswap_sys::file_ref::FileRef;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// How many plans are kept at most.
@@ -39,35 +39,33 @@ const CHECKSUM: usize = 14;
 const FORMAT: u64 = 1;
 
 /// Plans, shared.
-pub(crate) struct Known {
+pub(crate) struct Known<'a> {
+    place: &'a FileRef,
+    /// For reading only: a program may have forbidden itself to open files for writing.
     fd: OwnedFd,
     /// Who looks: another build of this code may have other rules.
     maker: u64,
 }
 
-impl Known {
-    /// Opens the file at `path`; `None`: it is not there, or cannot be used. `own`: the inode of this code.
-    pub(crate) fn open(path: &Path, own: u64) -> Option<Self> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&fd).ok()?;
-        let maker = [FORMAT, own, xxh3_64(env!("CARGO_PKG_VERSION").as_bytes())];
-        let maker = maker.map(u64::to_le_bytes);
-        (FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile).then_some(Self {
-            fd,
-            maker: xxh3_64(maker.as_flattened()),
-        })
+impl<'a> Known<'a> {
+    /// Opens the file; `None`: it is not there, or cannot be used. `own`: the file that this code is in.
+    pub(crate) fn open(place: &'a FileRef, own: &Identity) -> Option<Self> {
+        let fd = place.open(OFlags::RDONLY).ok()?;
+        let build = [FORMAT, xxh3_64(env!("CARGO_PKG_VERSION").as_bytes())].map(u64::to_le_bytes);
+        let own = own.0.map(u64::to_le_bytes);
+        let maker = xxh3_64_with_seed(own.as_flattened(), xxh3_64(build.as_flattened()));
+        Some(Self { place, fd, maker })
     }
 
     /// The plan for the code at `offset` of a file, and the segment it is for.
     pub(crate) fn find(&self, file: &Identity, offset: u64) -> Option<(Segment, Plan)> {
-        self.entries().find_map(|words| {
-            let segment = segment_of(&words);
+        self.first(|words| {
+            let segment = segment_of(words);
             let same = words[0] == self.maker && words[1..SEGMENT] == file.0;
             if !same || !segment.is_mapped_at(offset) {
                 return None;
             }
-            let plan = packed::unpack(&self.body(&words)?, &segment)?;
+            let plan = packed::unpack(&self.body(words)?, &segment)?;
             Some((segment, plan))
         })
     }
@@ -85,22 +83,31 @@ impl Known {
             && file.identity().as_ref() == Ok(identity)
             && !is_confined()
             && let Some(body) = packed::pack(plan)
-            && rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && let Ok(fd) = self.place.open(OFlags::RDWR)
+            && rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok()
         {
             if self.find(identity, segment.offset).is_none() {
-                let _ = self.append(identity, segment, &body);
+                let _ = self.append(&fd, identity, segment, &body);
             }
-            let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+            // Not by closing it: a child may have been started with it meanwhile.
+            let _ = rustix::fs::flock(&fd, FlockOperation::Unlock);
         }
     }
 
-    /// Behind all others. The lock is held.
-    fn append(&self, identity: &Identity, segment: &Segment, body: &[u8]) -> Option<()> {
+    /// Behind all others. The lock is held, through `fd`.
+    fn append(
+        &self,
+        fd: &OwnedFd,
+        identity: &Identity,
+        segment: &Segment,
+        body: &[u8],
+    ) -> Option<()> {
         let (mut count, mut end) = (0, (ENTRIES * ENTRY) as u64);
-        for words in self.entries() {
+        self.first(|words| -> Option<()> {
             count += 1;
             end = end.max(words[PLACE].saturating_add(words[LEN]));
-        }
+            None
+        });
         let behind = end.saturating_add(body.len() as u64);
         // A limit on files is said by a signal.
         if count == ENTRIES || behind > largest_file().min(LONGEST) {
@@ -113,31 +120,31 @@ impl Known {
         words[PLACE] = end;
         words[LEN] = body.len() as u64;
         words[CHECKSUM] = checksum(&words, body);
-        self.write(body, end)?;
+        write(fd, body, end)?;
         let words = words.map(u64::to_le_bytes);
-        self.write(words.as_flattened(), (count * ENTRY) as u64)
+        write(fd, words.as_flattened(), (count * ENTRY) as u64)
     }
 
-    fn write(&self, bytes: &[u8], at: u64) -> Option<()> {
-        (rustix::io::pwrite(&self.fd, bytes, at) == Ok(bytes.len())).then_some(())
-    }
-
-    /// The entries in use.
-    fn entries(&self) -> impl Iterator<Item = Words> {
-        let read = |part: usize| {
-            let mut bytes = [0; AT_ONCE * ENTRY];
+    /// What `of` gives first for an entry in use.
+    fn first<T>(&self, mut of: impl FnMut(&Words) -> Option<T>) -> Option<T> {
+        // Not on the stack, which may be a small one.
+        let mut bytes = vec![0; AT_ONCE * ENTRY];
+        for part in 0..ENTRIES / AT_ONCE {
             let at = (part * bytes.len()) as u64;
             let len = rustix::io::pread(&self.fd, &mut bytes, at).unwrap_or(0);
             // What the file does not have yet is an entry that is not in use.
             bytes[len..].fill(0);
-            bytes
-        };
-        (0..ENTRIES / AT_ONCE)
-            .flat_map(move |part| {
-                let bytes = read(part);
-                (0..AT_ONCE).map(move |at| words_of(&bytes[at * ENTRY..][..ENTRY]))
-            })
-            .take_while(|words| *words != [0; 16])
+            for entry in bytes.chunks_exact(ENTRY) {
+                let words = words_of(entry);
+                if words == [0; 16] {
+                    return None;
+                }
+                if let Some(found) = of(&words) {
+                    return Some(found);
+                }
+            }
+        }
+        None
     }
 
     /// The plan that an entry is about, if both are what the checksum says.
@@ -148,6 +155,10 @@ impl Known {
         let read = rustix::io::pread(&self.fd, &mut body, words[PLACE]).ok()?;
         (read == body.len() && checksum(words, &body) == words[CHECKSUM]).then_some(body)
     }
+}
+
+fn write(fd: &OwnedFd, bytes: &[u8], at: u64) -> Option<()> {
+    (rustix::io::pwrite(fd, bytes, at) == Ok(bytes.len())).then_some(())
 }
 
 fn words_of(bytes: &[u8]) -> Words {
@@ -176,16 +187,17 @@ fn largest_file() -> u64 {
     limit.current.unwrap_or(u64::MAX)
 }
 
-/// Whether a filter could refuse calls that are not made to load code: locking and writing. What can be told only by reading
-/// is taken for so.
+/// Whether a filter of this thread could refuse calls that are not made to load code: locking and writing. Where that cannot
+/// be read, it is taken for so.
 fn is_confined() -> bool {
-    let status = crate::maps::read_file("/proc/self/status").unwrap_or_default();
+    let status = crate::maps::read_file("/proc/thread-self/status").unwrap_or_default();
     memchr::memmem::find(&status, b"\nSeccomp:\t0\n").is_none()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Site;
     use std::os::unix::fs::FileExt;
     use std::path::PathBuf;
     use std::time::{Duration, SystemTime};
@@ -194,6 +206,7 @@ mod tests {
     struct Place {
         library: PathBuf,
         plans: PathBuf,
+        meant: FileRef,
     }
 
     impl Place {
@@ -201,11 +214,13 @@ mod tests {
             let name = format!("userswap-known-{name}-{}", std::process::id());
             let folder = std::env::temp_dir().join(name);
             std::fs::create_dir_all(&folder).expect("writable");
+            let plans = folder.join("plans");
+            let file = std::fs::File::create(&plans).expect("writable");
             let place = Self {
                 library: folder.join("library"),
-                plans: folder.join("plans"),
+                meant: FileRef::new(&file, plans.clone()).expect("its numbers"),
+                plans,
             };
-            std::fs::write(&place.plans, "").expect("writable");
             place.write(&libc());
             place
         }
@@ -214,8 +229,8 @@ mod tests {
             std::fs::write(&self.library, bytes).expect("writable");
         }
 
-        fn open(&self) -> Known {
-            Known::open(&self.plans, 7).expect("a file")
+        fn open(&self) -> Known<'_> {
+            Known::open(&self.meant, &Identity([7; 8])).expect("a file")
         }
 
         fn file(&self) -> CodeFile {
@@ -284,8 +299,12 @@ mod tests {
             other.0[word] ^= 1;
             assert!(known.find(&other, segment.offset).is_none(), "{word}");
         }
-        let other = Known::open(&place.plans, 8).expect("a file");
-        assert!(other.find(&identity, segment.offset).is_none());
+        for word in 0..8 {
+            let mut other = Identity([7; 8]);
+            other.0[word] = 8;
+            let other = Known::open(&place.meant, &other).expect("a file");
+            assert!(other.find(&identity, segment.offset).is_none(), "{word}");
+        }
     }
 
     #[test]
@@ -390,6 +409,20 @@ mod tests {
             other[at + field] ^= 1;
             assert!(packed::unpack(&other, &segment).is_none(), "{field}");
         }
+        // A region with room for the long jump takes no short one.
+        let long = plan.sites.iter().find(|site| site.island.is_none());
+        let long = long.expect("most are");
+        let mut with_island = Plan::default();
+        let beside = Site::new(
+            long.address,
+            long.region.clone(),
+            Some(long.region.end + 8),
+            long.number,
+        );
+        let (region, _) = plan.original(long);
+        assert!(with_island.add(beside, region, &[0x90; 5], plan.pieces(long)));
+        let with_island = packed::pack(&with_island).expect("it can be kept");
+        assert!(packed::unpack(&with_island, &segment).is_none());
         // One site twice.
         let mut twice = Plan::default();
         for _ in 0..2 {

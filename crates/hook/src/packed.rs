@@ -83,7 +83,10 @@ fn take_site(bytes: &mut &[u8], segment: &Segment, plan: &mut Plan) -> Option<()
         .into_iter()
         .chain(island.into_iter().flat_map(|at| ends(at, plan::JUMP)));
     let inside = places.all(|at| at.is_some_and(|at| segment.contains(at)));
-    let long_enough = island.is_some() || region.end - region.start >= plan::JUMP;
+    let long_enough = match island {
+        Some(_) => u64::from(len) == plan::SHORT_JUMP,
+        None => u64::from(len) >= plan::JUMP,
+    };
     let number = (number != u32::MAX).then_some(number);
     let site = Site::new(start + u64::from(call), region, island, number);
     (inside && long_enough && plan.add(site, code, padding, pieces)).then_some(())

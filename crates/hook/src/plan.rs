@@ -13,7 +13,7 @@ use std::rc::Rc;
 /// The length of `jmp rel32`.
 pub(crate) const JUMP: u64 = 5;
 /// The length of `jmp rel8`, and of `syscall` itself.
-const SHORT_JUMP: u64 = 2;
+pub(crate) const SHORT_JUMP: u64 = 2;
 /// How many instructions before or after the system call may move into the stub.
 const NEIGHBOURS: usize = 4;
 /// `mov $15, %rax; syscall`: the signal trampoline. Unwinders know it by these bytes, so it must keep them.

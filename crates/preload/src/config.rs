@@ -2,8 +2,10 @@
 //! the programs it starts.
 
 use std::ffi::CStr;
+use std::fmt;
 
 use userswap::{DeviceSpec, Policy};
+use userswap_sys::file_ref::FileRef;
 
 /// The names of the variables.
 pub mod names {
@@ -11,11 +13,11 @@ pub mod names {
     pub const LIMIT: &str = "USERSWAP_LIMIT";
     /// Where pages go: a device's name.
     pub const DEVICE: &str = "USERSWAP_DEVICE";
-    /// A file that processes append their statistics to.
+    /// A file that processes append their statistics to: a path, or that form.
     pub const STATS: &str = "USERSWAP_STATS";
-    /// The file through which the processes of a tree share the limit.
+    /// The file through which the processes of a tree share the limit, as a [`FileRef`](userswap_sys::file_ref::FileRef).
     pub const TREE: &str = "USERSWAP_TREE";
-    /// The file through which they share what they find in libraries.
+    /// The file through which they share what they find in libraries, in the same form.
     pub const PLANS: &str = "USERSWAP_PLANS";
     /// How faults are handled: "inline", or else in threads.
     pub const FAULTS: &str = "USERSWAP_FAULTS";
@@ -33,17 +35,35 @@ pub struct Config {
     /// Where pages go.
     pub device: DeviceSpec,
     /// Where statistics go at exit.
-    pub stats: Option<String>,
+    pub stats: Option<StatsFile>,
     /// What the tree shares.
-    pub tree: Option<String>,
+    pub tree: Option<FileRef>,
     /// What was found in libraries.
-    pub plans: Option<String>,
+    pub plans: Option<FileRef>,
     /// Whether faults are handled in the thread that meets them, for want of privilege.
     pub inline: bool,
     /// Whether to end the process rather than let it go over the limit.
     pub strict: bool,
     /// Which pages leave memory.
     pub policy: Policy,
+}
+
+/// A file for statistics.
+#[derive(Clone, Debug)]
+pub enum StatsFile {
+    /// What `run` made for itself.
+    Ours(FileRef),
+    /// What the user named, which is made where it is not there.
+    Named(String),
+}
+
+impl fmt::Display for StatsFile {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours(_) => out.write_str("the file of `userswap run`"),
+            Self::Named(path) => out.write_str(path),
+        }
+    }
 }
 
 impl Config {
@@ -54,9 +74,12 @@ impl Config {
         Some(Self {
             limit,
             device: parse(names::DEVICE, DeviceSpec::Zram(userswap::Codec::default())),
-            stats: variable(names::STATS),
-            tree: variable(names::TREE),
-            plans: variable(names::PLANS),
+            stats: variable(names::STATS).map(|text| match text.parse() {
+                Ok(file) => StatsFile::Ours(file),
+                Err(_) => StatsFile::Named(text),
+            }),
+            tree: variable(names::TREE).and_then(|text| text.parse().ok()),
+            plans: variable(names::PLANS).and_then(|text| text.parse().ok()),
             inline: variable(names::FAULTS).as_deref() == Some("inline"),
             strict: variable(names::STRICT).as_deref() == Some("1"),
             policy: parse(names::POLICY, Policy::Recency),

@@ -1,9 +1,11 @@
 //! What a process leaves when it ends: a line of statistics, and its row in the tree.
 
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use rustix::fs::OFlags;
 use userswap::{FaultMode, Process};
 use userswap_hook::Bypass;
 use userswap_sys::PAGE_SIZE;
@@ -11,7 +13,7 @@ use userswap_sys::host::resident_set_bytes;
 use userswap_sys::own::Within;
 use userswap_sys::signals::{Blocked, stderr_line};
 
-use crate::config::Config;
+use crate::config::{Config, StatsFile};
 use crate::state;
 use crate::tree::Tree;
 
@@ -51,10 +53,10 @@ pub(crate) fn finish() {
         return;
     }
     let (_bypass, _blocked, _within) = (Bypass::new(), Blocked::new(), Within::new());
-    if let Some(path) = &config.stats {
-        append(path, &statistics(config).to_string());
+    if let Some(file) = &config.stats {
+        append(file, &statistics(config).to_string());
     }
-    if let Some(tree) = config.tree.as_deref().and_then(Tree::open) {
+    if let Some(tree) = config.tree.as_ref().and_then(Tree::open) {
         tree.leave();
     }
 }
@@ -119,15 +121,18 @@ fn program_name() -> String {
 }
 
 /// One line, written whole: other processes write to the same file.
-fn append(path: &str, line: &str) {
-    let file = std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path);
-    let written = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+fn append(file: &StatsFile, line: &str) {
+    let opened = match file {
+        StatsFile::Ours(file) => file
+            .open(OFlags::WRONLY | OFlags::APPEND)
+            .map(File::from)
+            .map_err(Into::into),
+        StatsFile::Named(path) => OpenOptions::new().append(true).create(true).open(path),
+    };
+    let written = opened.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
     if let Err(error) = written {
         stderr_line(format_args!(
-            "userswap: cannot write statistics to {path}: {error}"
+            "userswap: cannot write statistics to {file}: {error}"
         ));
     }
 }

@@ -28,8 +28,6 @@ mod stop;
 mod threads;
 pub mod tree;
 
-use std::path::Path;
-
 use userswap_hook::Bypass;
 use userswap_sys::signals::{Blocked, stderr_line};
 
@@ -59,10 +57,9 @@ extern "C" fn start() {
     if config.inline {
         state::set_inline();
     }
-    let plans = config.plans.as_deref().map(Path::new);
     let installed = {
         let _blocked = Blocked::new();
-        let installed = userswap_hook::install(&calls::Calls, plans);
+        let installed = userswap_hook::install(&calls::Calls, config.plans.as_ref());
         OWN.guard();
         installed
     };

@@ -208,7 +208,7 @@ pub(crate) fn refuse(why: &str) {
 }
 
 fn watch(config: &'static Config) {
-    let tree = config.tree.as_deref().and_then(Tree::open);
+    let tree = config.tree.as_ref().and_then(Tree::open);
     let mut own = OwnPart::default();
     let mut files = Files::new();
     loop {

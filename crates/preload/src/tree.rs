@@ -3,10 +3,12 @@
 //! The limit is for all of them together: each may have what the others leave. `run` makes the file and takes
 //! rows of processes that are gone out; a process that finds no free row goes by the whole limit.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use rustix::fs::OFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
+use userswap_sys::file_ref::FileRef;
 use userswap_sys::{own, place};
 
 /// Processes that can share a limit.
@@ -35,10 +37,10 @@ impl Tree {
         Self::map(file)
     }
 
-    /// Opens the file at `path`; `None`: it is not there, or not such a file.
+    /// Opens the file; `None`: it is not there, or not such a file.
     #[must_use]
-    pub fn open(path: &str) -> Option<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path).ok()?;
+    pub fn open(file: &FileRef) -> Option<Self> {
+        let file = File::from(file.open(OFlags::RDWR).ok()?);
         let whole = file.metadata().ok()?.len() == (ROWS * size_of::<Row>()) as u64;
         whole.then(|| Self::map(&file).ok()).flatten()
     }
@@ -135,8 +137,10 @@ mod tests {
             .write(true)
             .create_new(true)
             .open(&path);
-        let tree = Tree::create(&file.expect("a new file")).expect("a table");
-        let again = Tree::open(path.to_str().expect("a name")).expect("the same file");
+        let file = file.expect("a new file");
+        let tree = Tree::create(&file).expect("a table");
+        let meant = FileRef::new(&file, path.clone()).expect("its numbers");
+        let again = Tree::open(&meant).expect("the same file");
         std::fs::remove_file(&path).expect("it is there");
         assert_eq!(tree.share(100 << 20), 100 << 20);
         tree.tell(30 << 20);

@@ -7,6 +7,7 @@
 //! | [`cpu`] | which CPU a thread runs on, and pinning |
 //! | [`ranges`] | a table of address ranges without a lock |
 //! | [`descriptor`] | numbers out of the program's way |
+//! | [`file_ref`] | files that another process is told of, and that are still what they were |
 //! | [`own`] | what in this process is ours and must stay in memory |
 //! | [`futex`] | sleeping on a word |
 //! | [`mapping`] | anonymous memory: reserve, advise, discard, populate |
@@ -24,6 +25,7 @@
 
 pub mod cpu;
 pub mod descriptor;
+pub mod file_ref;
 pub mod futex;
 pub mod host;
 pub mod inject;
