@@ -1,7 +1,7 @@
 //! A swap area of the kernel on storage, set up for a measurement and taken away again: on a block device, or a file in a
 //! folder.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Seek};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,19 +12,17 @@ use userswap::FileSpec;
 use userswap_sys::host;
 
 use crate::interrupt::Hold;
+use crate::kernel_zram;
 use crate::ram_disk::RamDisk;
 use crate::report::note;
 use crate::size::{PAGE, human};
-use crate::swap_area::{self, Turn, left_by};
-
-/// What files that the kernel swaps to are called, before the process's number.
-const FILE_NAME: &str = ".userswap-kernel-";
+use crate::swap_area::{self, Turn, named_after, open_alone, patiently};
 
 /// File systems in memory, by their numbers for statfs: tmpfs and ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// The major number of loop devices.
-const LOOP: u32 = 7;
+/// How the numbers of loop devices begin.
+const LOOP: &str = "7:";
 
 /// Bytes of an area for `pages` bytes of pages. While it is not half full the kernel leaves a page its place when it is
 /// read, and need not write it again.
@@ -58,9 +56,9 @@ impl Storage {
             .filter(|found| found.file_type().is_block_device())
         {
             ensure!(
-                rustix::fs::major(device.rdev()) != LOOP,
-                "{} is a loop device, where the kernel may wait for the memory that it is to free; name a folder in memory \
-                 (such as /dev/shm), and both swap to a device in memory",
+                !is_on_loop(&sysfs(device.rdev())),
+                "{} is a loop device or on one, where the kernel may wait for the memory that it is to free; name a folder \
+                 in memory (such as /dev/shm), and both swap to a device in memory",
                 path.display()
             );
             ensure!(
@@ -68,9 +66,18 @@ impl Storage {
                 "swapping to {} destroys its content: add overwrite=on",
                 path.display()
             );
-            let has = File::open(path)
+            let _turn = Turn::take()?;
+            take_away_leftovers(None);
+            let has = patiently(|| open_alone(path, OpenOptions::new().read(true)))
                 .and_then(|mut device| device.seek(io::SeekFrom::End(0)))
-                .with_context(|| format!("cannot look at {}", path.display()))?;
+                .map_err(|error| match error.kind() {
+                    io::ErrorKind::ResourceBusy => anyhow::anyhow!(
+                        "{} is in use: it is mounted or swapped to, or somebody has it for itself",
+                        path.display()
+                    ),
+                    _ => anyhow::Error::new(error)
+                        .context(format!("cannot look at {}", path.display())),
+                })?;
             ensure!(
                 has >= area(bytes),
                 "{} has {}, and {} are needed; use a smaller --size",
@@ -90,7 +97,7 @@ impl Storage {
         if !IN_MEMORY.contains(&(system.f_type as u64)) {
             return Ok(Self::Folder(folder.to_path_buf()));
         }
-        crate::memory::must_fit(bytes + area(bytes))?;
+        crate::memory::must_fit_with(bytes, area(bytes))?;
         RamDisk::new(area(bytes)).map(Self::Memory)
     }
 
@@ -117,15 +124,34 @@ impl Storage {
         let Some(path) = self.device() else {
             return Ok(None);
         };
-        let path = path.canonicalize()?;
-        let name = path.file_name().context("a device has a name")?;
-        let stat = Path::new("/sys/class/block").join(name).join("stat");
+        let stat = sysfs(fs::metadata(path)?.rdev()).join("stat");
         let text =
             fs::read_to_string(&stat).with_context(|| format!("cannot read {}", stat.display()))?;
         sectors_written(&text)
             .map(|sectors| Some(sectors * 512))
             .with_context(|| format!("{} holds {text:?}", stat.display()))
     }
+}
+
+/// Where the kernel tells about a block device.
+fn sysfs(device: u64) -> PathBuf {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
+}
+
+/// Whether what is written to the block device at `sysfs` goes to a loop device.
+fn is_on_loop(sysfs: &Path) -> bool {
+    // What sysfs does not show is none of a loop device.
+    let Ok(device) = sysfs.canonicalize() else {
+        return false;
+    };
+    if device.join("partition").exists() {
+        return device.parent().is_some_and(is_on_loop);
+    }
+    let number = fs::read_to_string(device.join("dev")).unwrap_or_default();
+    let below = fs::read_dir(device.join("slaves"));
+    number.starts_with(LOOP)
+        || below.is_ok_and(|below| below.flatten().any(|below| is_on_loop(&below.path())))
 }
 
 fn sectors_written(stat: &str) -> Option<u64> {
@@ -160,14 +186,14 @@ impl KernelSwap {
     /// Makes an area for `bytes` of pages on `storage`, and switches swap on there.
     pub(crate) fn set_up(storage: &Storage, bytes: u64) -> anyhow::Result<Self> {
         let turn = Turn::take()?;
-        take_away_leftovers(storage);
+        take_away_leftovers(match storage {
+            Storage::Folder(folder) => Some(folder),
+            _ => None,
+        });
         let (path, is_file) = match storage {
             Storage::Device(path) => (path.clone(), false),
             Storage::Memory(disk) => (disk.path().to_path_buf(), false),
-            Storage::Folder(folder) => {
-                let name = format!("{FILE_NAME}{}", std::process::id());
-                (folder.canonicalize()?.join(name), true)
-            }
+            Storage::Folder(folder) => (folder.canonicalize()?.join(swap_area::file_name()), true),
         };
         // From here on whatever fails takes away what is there by then.
         let mut swap = Self {
@@ -222,39 +248,25 @@ impl Drop for KernelSwap {
     }
 }
 
-/// Takes away the areas of processes that were killed, wherever they are on, and what they left where this one will be.
-fn take_away_leftovers(storage: &Storage) {
+/// Takes away the areas of processes that were killed, wherever they are on, and what they left in `folder`.
+fn take_away_leftovers(folder: Option<&Path>) {
     let on = host::swap_areas().unwrap_or_default();
     let on = on.into_iter().map(|area| PathBuf::from(area.path));
-    // A zram device has more to it, see `kernel_zram`.
-    let mut left: Vec<PathBuf> = on
-        .filter(|path| !path.starts_with("/dev") || path.to_string_lossy().starts_with("/dev/loop"))
+    // A zram device has more to it.
+    let mut areas: Vec<PathBuf> = on
+        .filter(|path| kernel_zram::number(path).is_none())
         .collect();
-    if let Storage::Folder(folder) = storage
-        && let Ok(entries) = fs::read_dir(folder)
-    {
+    if let Some(Ok(entries)) = folder.map(fs::read_dir) {
         let entries = entries.flatten().map(|entry| entry.path());
-        left.extend(entries.filter(|path| is_named_as_ours(path)));
+        areas.extend(entries.filter(|path| named_after(path).is_some()));
     }
-    left.sort();
-    left.dedup();
-    for path in left {
-        let Some(pid) = left_by(&path) else { continue };
-        note(format_args!(
-            "taking {} away, which a killed run (process {pid}) left behind",
-            path.display()
-        ));
-        drop(KernelSwap {
-            is_on: swap_area::is_on(&path),
-            is_file: is_named_as_ours(&path),
-            path,
-            _turn: None,
-            _hold: Hold::new(),
-        });
-    }
-}
-
-fn is_named_as_ours(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name.as_encoded_bytes().starts_with(FILE_NAME.as_bytes()))
+    areas.sort();
+    areas.dedup();
+    swap_area::take_away_leftovers(areas, |path, is_on| KernelSwap {
+        is_file: named_after(&path).is_some(),
+        path,
+        is_on,
+        _turn: None,
+        _hold: Hold::new(),
+    });
 }

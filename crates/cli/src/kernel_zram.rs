@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use crate::interrupt::Hold;
 use crate::report::note;
 use crate::size::human;
-use crate::swap_area::{self, Turn, left_by, patiently};
+use crate::swap_area::{self, Turn, patiently};
 use userswap_sys::host;
 
 const CONTROL: &str = "/sys/class/zram-control";
@@ -173,29 +173,24 @@ fn take_away_leftovers() {
     let Ok(blocks) = fs::read_dir("/sys/block") else {
         return;
     };
-    for block in blocks.flatten() {
-        let name = block.file_name();
-        let Some(number) = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("zram")?.parse().ok())
-        else {
-            continue;
-        };
-        let device = PathBuf::from(format!("/dev/zram{number}"));
-        let Some(pid) = left_by(&device) else {
-            continue;
-        };
-        note(format_args!(
-            "taking {} away, which a killed run (process {pid}) left behind",
-            device.display()
-        ));
-        drop(KernelZram {
-            number,
-            swapped_on: swap_area::is_on(&device),
+    let devices = blocks
+        .flatten()
+        .map(|block| Path::new("/dev").join(block.file_name()));
+    swap_area::take_away_leftovers(
+        devices.filter(|device| number(device).is_some()),
+        |device, swapped_on| KernelZram {
+            number: number(&device).expect("a zram device"),
+            swapped_on,
             _turn: None,
             _hold: Hold::new(),
-        });
-    }
+        },
+    );
+}
+
+/// The number of a zram device.
+pub(crate) fn number(device: &Path) -> Option<u32> {
+    let number = device.to_str()?.strip_prefix("/dev/zram")?;
+    number.parse().ok()
 }
 
 fn parse_mm_stat(text: &str) -> Option<Usage> {

@@ -228,6 +228,18 @@ fn on_each_cpu(work: impl Fn() -> anyhow::Result<()> + Sync) -> anyhow::Result<(
 
 /// Refuses a `size` of memory that this host cannot hold in full, as it must be while it is filled.
 pub(crate) fn must_fit(size: u64) -> anyhow::Result<()> {
+    must_fit_with(size, 0)
+}
+
+/// The same, with a block device in memory of `disk` bytes.
+pub(crate) fn must_fit_with(size: u64, disk: u64) -> anyhow::Result<()> {
+    let takes = match disk {
+        0 => String::new(),
+        _ => format!(
+            ", which takes {} with a block device in memory,",
+            rounded(size + disk)
+        ),
+    };
     let machine = host::memory().ok().map(|memory| memory.available);
     let cgroups = host::cgroup_memory().ok().flatten();
     let cgroup = cgroups
@@ -237,9 +249,9 @@ pub(crate) fn must_fit(size: u64) -> anyhow::Result<()> {
         (machine, "this host"),
         (cgroup, "this process's memory cgroup"),
     ] {
-        if let Some(available) = available.filter(|&available| available < size) {
+        if let Some(available) = available.filter(|&available| available < size + disk) {
             anyhow::bail!(
-                "--size {} does not fit into the {} of memory that {whose} has left; use a smaller --size",
+                "--size {}{takes} does not fit into the {} of memory that {whose} has left; use a smaller --size",
                 human(size),
                 rounded(available)
             );
@@ -287,6 +299,13 @@ mod tests {
     fn sizes_that_cannot_fit_are_refused() {
         assert!(must_fit(1 << 20).is_ok());
         assert!(must_fit(1 << 60).is_err());
+        let said = must_fit_with(1 << 20, 1 << 60)
+            .expect_err("too large")
+            .to_string();
+        assert!(
+            said.starts_with("--size 1M, which takes ") && said.contains(" does not fit into the "),
+            "{said}"
+        );
         assert!(must_fit_area(4096, 4096).is_ok());
         let said = must_fit_area(64 << 20, 32 << 20)
             .expect_err("too large")

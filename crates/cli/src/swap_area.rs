@@ -1,20 +1,24 @@
 //! Swap areas of the kernel for measurements: switched on with a label, `userswap:PID`, so that what a killed process left
 //! behind is known for what it is.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 
 use crate::interrupt;
 use crate::os;
+use crate::report::note;
 use crate::size::PAGE;
 use userswap_sys::host;
 
 const LABEL: &str = "userswap:";
+
+/// What files that the kernel swaps to are called, before the process's number.
+const FILE_NAME: &str = ".userswap-kernel-";
 
 /// Above every other swap area, so that what is paged out goes here.
 const PRIORITY: i16 = i16::MAX;
@@ -64,13 +68,41 @@ pub(crate) fn is_on(path: &Path) -> bool {
     host::swap_areas().is_ok_and(|areas| areas.iter().any(|area| path == Path::new(&area.path)))
 }
 
-/// The process that made `path` a swap area and is gone.
-pub(crate) fn left_by(path: &Path) -> Option<u32> {
-    owner(path).filter(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+/// The name of the file that this process makes a swap area.
+pub(crate) fn file_name() -> String {
+    format!("{FILE_NAME}{}", std::process::id())
+}
+
+/// The process whose file for a swap area is called as `path` is.
+pub(crate) fn named_after(path: &Path) -> Option<u32> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_prefix(FILE_NAME)?.parse().ok()
+}
+
+/// Takes away those of `areas` whose process is gone: drops what `guard` makes of an area, and of whether it is on.
+pub(crate) fn take_away_leftovers<G>(
+    areas: impl IntoIterator<Item = PathBuf>,
+    guard: impl Fn(PathBuf, bool) -> G,
+) {
+    for path in areas {
+        // A file has its name before it has a label.
+        let Some(pid) = named_after(&path).or_else(|| owner(&path)) else {
+            continue;
+        };
+        if Path::new(&format!("/proc/{pid}")).exists() {
+            continue;
+        }
+        note(format_args!(
+            "taking {} away, which a killed run (process {pid}) left behind",
+            path.display()
+        ));
+        let is_on = is_on(&path);
+        drop(guard(path, is_on));
+    }
 }
 
 /// Repeats what a signal interrupts, and for two seconds what meets a device that somebody (udev, say) is looking at.
-pub(crate) fn patiently(mut operation: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn patiently<T>(mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut tries = 0;
     loop {
         match operation() {
@@ -102,9 +134,17 @@ fn write_swap_header(path: &Path, bytes: u64) -> anyhow::Result<()> {
     let label = format!("{LABEL}{}", std::process::id());
     page[header::LABEL][..label.len()].copy_from_slice(label.as_bytes());
     page[header::MAGIC].copy_from_slice(header::MAGIC_BYTES);
-    let file = OpenOptions::new().write(true).open(path)?;
+    let file = patiently(|| open_alone(path, OpenOptions::new().write(true)))?;
     file.write_all_at(&page, 0)?;
     Ok(file.sync_all()?)
+}
+
+/// Opens `path`; a block device only if nothing is mounted there, and nobody swaps there or has it for itself.
+pub(crate) fn open_alone(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    if fs::metadata(path)?.file_type().is_block_device() {
+        options.custom_flags(libc::O_EXCL);
+    }
+    options.open(path)
 }
 
 /// The process whose label is on the swap area at `path`.

@@ -3,9 +3,9 @@
 mod support;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -252,9 +252,9 @@ fn what_a_killed_run_left_is_taken_away_by_the_next() {
     }
 }
 
-/// Measures both on storage of the kind that `device` names, or gives the line that says why not.
-fn both_on(device: &str) -> Result<(), String> {
-    let (status, stdout, stderr) = outcome(&[
+/// Measures both on storage of the kind that `device` names; gives the process, and the line that says why not.
+fn both_on(device: &str) -> (u32, Result<(), String>) {
+    let child = userswap(&[
         "bench",
         "swapin",
         "--way",
@@ -269,12 +269,19 @@ fn both_on(device: &str) -> Result<(), String> {
         "--content",
         "text",
         "--json",
-    ]);
-    if status == Some(2) {
-        return Err(stderr);
+    ])
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .expect("the binary runs");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("an end");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    if output.status.code() == Some(2) {
+        return (pid, Err(stderr));
     }
-    assert_eq!(status, Some(0), "{stderr}");
-    let rows = records(&stdout);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let rows = records(&String::from_utf8(output.stdout).expect("UTF-8"));
     assert_eq!(rows.len(), 5);
     for (index, row) in rows[..4].iter().enumerate() {
         let engine = ["userswap", "kernel-swap"][index % 2];
@@ -296,7 +303,7 @@ fn both_on(device: &str) -> Result<(), String> {
         );
     }
     assert!(rows[4]["kernel_over_direct_in"].is_f64(), "{}", rows[4]);
-    Ok(())
+    (pid, Ok(()))
 }
 
 #[test]
@@ -304,15 +311,14 @@ fn both_swap_to_one_device_in_memory() {
     let Some(_turn) = usable("both_swap_to_one_device_in_memory") else {
         return;
     };
-    both_on("file:/dev/shm").expect("possible wherever there are loop devices");
-    let loops = |name: &str| fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
-    let blocks = fs::read_dir("/sys/block").expect("block devices");
-    let names = blocks.flatten().map(|block| block.file_name());
-    let left: Vec<String> = names
-        .filter_map(|name| loops(name.to_str()?).ok())
-        .filter(|backing| backing.contains("(deleted)") && backing.starts_with("/#"))
-        .collect();
-    assert_eq!(left, Vec::<String>::new());
+    let (pid, measured) = both_on("file:/dev/shm");
+    measured.expect("possible wherever there are loop devices");
+    // A loop device is let go of a moment after its last user.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !devices_of(pid).is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", devices_of(pid));
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
@@ -323,7 +329,10 @@ fn the_kernel_swaps_to_a_file_in_the_same_folder() {
     };
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let device = format!("file:{}", folder.path().display());
-    let measured = both_on(&device);
+    // Of a process that is gone (no number is as high), which got no further.
+    let left = folder.path().join(".userswap-kernel-4194305");
+    fs::write(&left, "").expect("a file");
+    let (_, measured) = both_on(&device);
     assert_eq!(fs::read_dir(&folder).expect("a folder").count(), 0);
     if let Err(why) = measured {
         assert!(
@@ -334,25 +343,160 @@ fn the_kernel_swaps_to_a_file_in_the_same_folder() {
     }
 }
 
+/// A block device of the test's own; gone when dropped.
+struct Zram {
+    number: String,
+    path: PathBuf,
+}
+
+impl Zram {
+    fn new() -> Self {
+        let added = fs::read_to_string("/sys/class/zram-control/hot_add").expect("a zram device");
+        let number = added.trim().to_owned();
+        let zram = Self {
+            path: PathBuf::from(format!("/dev/zram{number}")),
+            number,
+        };
+        let size = format!("/sys/block/zram{}/disksize", zram.number);
+        fs::write(size, "64M").expect("a size");
+        zram
+    }
+}
+
+impl Drop for Zram {
+    fn drop(&mut self) {
+        let number = &self.number;
+        let reset = fs::write(format!("/sys/block/zram{number}/reset"), "1");
+        let removed = fs::write("/sys/class/zram-control/hot_remove", number);
+        if !std::thread::panicking() {
+            reset.and(removed).expect("removed");
+        }
+    }
+}
+
+/// What a command prints, where there is that command and it succeeds.
+fn printed(command: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(command).args(args).output().ok()?;
+    let printed = String::from_utf8(output.stdout).expect("UTF-8");
+    output.status.success().then(|| printed.trim().to_owned())
+}
+
+/// What comes of letting the kernel swap to `device`: the exit status, and what is said.
+fn swap_to(device: &str) -> (Option<i32>, String) {
+    let device = format!("file:{device},overwrite=on");
+    let (status, _, stderr) = outcome(&[
+        "bench", "swapin", "--kernel", "--size", "1M", "--repeat", "1", "--device", &device,
+    ]);
+    (status, stderr)
+}
+
+fn assert_refused((status, said): &(Option<i32>, String), because: &str) {
+    assert_eq!(*status, Some(2), "{said}");
+    assert!(
+        said.contains(because) && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
 #[test]
-fn the_kernel_does_not_swap_to_loop_devices_of_others() {
-    let Some(_turn) = usable("the_kernel_does_not_swap_to_loop_devices_of_others") else {
+fn a_device_that_is_mounted_is_refused_and_keeps_its_content() {
+    let test = "a_device_that_is_mounted_is_refused_and_keeps_its_content";
+    let Some(_turn) = usable(test) else {
         return;
     };
-    let (status, _, stderr) = outcome(&[
-        "bench",
-        "swapin",
-        "--kernel",
-        "--size",
-        "1M",
-        "--device",
-        "file:/dev/loop0,overwrite=on",
-    ]);
-    assert_eq!(status, Some(2), "{stderr}");
-    assert!(
-        stderr.contains("/dev/loop0 is a loop device") && stderr.lines().count() == 1,
-        "{stderr}"
-    );
+    let zram = Zram::new();
+    let device = zram.path.to_str().expect("UTF-8");
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path().to_str().expect("UTF-8");
+    if printed("mkfs.ext4", &["-q", device]).is_none()
+        || printed("mount", &["-o", "ro", device, at]).is_none()
+    {
+        return skip(test, "no ext4 can be made and mounted");
+    }
+    let first = || {
+        let mut page = vec![0; 4096];
+        let file = File::open(&zram.path).expect("opened");
+        file.read_exact_at(&mut page, 0).expect("read");
+        page
+    };
+    let before = first();
+    let came = swap_to(device);
+    let after = first();
+    assert!(printed("umount", &[at]).is_some());
+    assert!(before == after, "overwritten");
+    assert_refused(&came, &format!("{device} is in use"));
+}
+
+#[test]
+fn what_a_killed_run_left_on_a_block_device_is_taken_away_by_the_next() {
+    let Some(_turn) = usable("what_a_killed_run_left_on_a_block_device") else {
+        return;
+    };
+    let zram = Zram::new();
+    // Under another name: what is called zram has rules of its own.
+    let device = PathBuf::from(format!("/dev/userswap-test-{}", std::process::id()));
+    let numbers = fs::metadata(&zram.path).expect("a device").rdev();
+    let (major, minor) = (rustix::fs::major(numbers), rustix::fs::minor(numbers));
+    let made = ["b", &major.to_string(), &minor.to_string()];
+    let node = device.to_str().expect("UTF-8");
+    assert!(printed("mknod", &[&[node], &made[..]].concat()).is_some());
+    let named = format!("file:{node},overwrite=on");
+    let args = [
+        "bench", "swapin", "--way", "none", "--kernel", "--device", &named, "--size", "16M",
+        "--repeat",
+    ];
+    let mut child = userswap(&args)
+        .arg("1000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !has_pages(&device) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("an end");
+    let left = is_swap(&device);
+    let (status, _, stderr) = outcome(&[&args[..], &["1"]].concat());
+    let stays = is_swap(&device);
+    if stays {
+        printed("swapoff", &[node]);
+    }
+    fs::remove_file(&device).expect("removed");
+    assert!(left && !stays, "{stderr}");
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(stderr.contains(&format!("taking {node} away")), "{stderr}");
+}
+
+#[test]
+fn the_kernel_does_not_swap_to_loop_devices_of_others() {
+    let test = "the_kernel_does_not_swap_to_loop_devices_of_others";
+    let Some(_turn) = usable(test) else {
+        return;
+    };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let backing = folder.path().join("disk");
+    let file = File::create(&backing).expect("a file");
+    file.set_len(8 << 20).expect("a length");
+    let backing = backing.to_str().expect("UTF-8");
+    let Some(device) = printed("losetup", &["--find", "--show", backing]) else {
+        return skip(test, "no loop device can be made");
+    };
+    let partition = format!("{device}p1");
+    let mut came = vec![(&device, swap_to(&device))];
+    // Its number, its first sector, its sectors.
+    if printed("addpart", &[&device, "1", "2048", "14336"]).is_some() {
+        came.push((&partition, swap_to(&partition)));
+        assert!(printed("delpart", &[&device, "1"]).is_some());
+    }
+    assert!(printed("losetup", &["--detach", &device]).is_some());
+    for (device, came) in &came {
+        assert_refused(came, &format!("{device} is a loop device or on one"));
+    }
+    if came.len() == 1 {
+        skip(test, "no partition can be added");
+    }
 }
 
 #[test]
