@@ -167,7 +167,13 @@ fn swapin_prints_the_ways_interleaved_and_a_summary() {
         }
         let summary = &rows[6];
         assert_eq!(summary["bench"], "summary");
-        for ratio in ["direct_over_unpinned", "cached_over_direct"] {
+        let floor = summary["floor_page_us"].as_f64().expect("a floor");
+        assert_eq!(floor > 0.0, content != "zero", "{summary}");
+        for ratio in [
+            "direct_over_unpinned",
+            "cached_over_direct",
+            "floor_decode_us",
+        ] {
             assert!(
                 summary[ratio].as_f64().is_some_and(|value| value > 0.0),
                 "{ratio}: {summary}"

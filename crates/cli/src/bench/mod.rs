@@ -5,6 +5,7 @@ mod contend;
 mod fault;
 mod floor;
 mod latency;
+mod page_floor;
 mod phases;
 mod run;
 mod stat;

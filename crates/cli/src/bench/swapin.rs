@@ -1,9 +1,10 @@
 //! `userswap bench swapin`: everything out, everything in.
 
 use serde::Serialize;
-use userswap::Way;
+use userswap::{DeviceSpec, Way};
 
 use super::candidate::{Candidate, Name, candidates};
+use super::page_floor::PageFloor;
 use super::phases::{self, Sequence};
 use super::stat::{grouped, median, ratio};
 use super::{stayed, verdict};
@@ -78,6 +79,8 @@ struct Summary {
     kernel_over_direct_in: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel_over_direct_out: Option<f64>,
+    #[serde(flatten)]
+    floor: Option<PageFloor>,
 }
 
 /// Measures every candidate `--repeat` times, in turn.
@@ -92,6 +95,7 @@ pub(crate) fn run(args: &SwapinArgs) -> anyhow::Result<Status> {
     };
     let progress = Progress::new(u64::from(args.common.repeat) * candidates.len() as u64 * STEPS);
     let mut rows = Vec::new();
+    let floor = floor(args, &content)?;
     for repeat in 0..args.common.repeat {
         for candidate in &candidates {
             let row = measure(args, candidate, &content, &sequence, repeat, &progress)?;
@@ -100,7 +104,10 @@ pub(crate) fn run(args: &SwapinArgs) -> anyhow::Result<Status> {
         }
     }
     drop(progress);
-    let summary = summarize(args, &rows);
+    let summary = Summary {
+        floor,
+        ..summarize(args, &rows)
+    };
     report.line(format_args!("{}", Shown(args, &summary)))?;
     report.record(&summary)?;
     Ok(if summary.verified {
@@ -111,6 +118,16 @@ pub(crate) fn run(args: &SwapinArgs) -> anyhow::Result<Status> {
 }
 
 const STEPS: u64 = 4;
+
+/// Where the engine has pages compressed in memory: a file has to be waited for.
+fn floor(args: &SwapinArgs, content: &Content) -> anyhow::Result<Option<PageFloor>> {
+    match args.common.device {
+        DeviceSpec::Zram(codec) if !args.way.list().is_empty() => {
+            PageFloor::measure(content, codec).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
 
 fn measure(
     args: &SwapinArgs,
@@ -216,6 +233,7 @@ fn summarize(args: &SwapinArgs, rows: &[Row]) -> Summary {
             kernel(|median| median.out_us_per_page),
             way(Way::Direct).map(|median| median.out_us_per_page),
         ),
+        floor: None,
         medians,
     }
 }
@@ -262,6 +280,9 @@ impl std::fmt::Display for Shown<'_> {
             ]);
         }
         write!(f, "{table}")?;
+        if let Some(floor) = &summary.floor {
+            write!(f, "\n{floor}")?;
+        }
         for median in &summary.medians {
             if let Some(line) = stayed(&median.name.short(), median.stayed_pages, summary.pages) {
                 write!(f, "\n{line}; its figures are of the others")?;
