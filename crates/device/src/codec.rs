@@ -125,15 +125,12 @@ impl Contexts {
         has
     }
 
-    /// Makes contexts for Zstandard where they are wanted and not there. Not on the fault path. Where the system has no
-    /// memory for them, things stay as they are.
-    pub(crate) fn make_wanted(&self) {
-        if self.wanted.swap(false, Relaxed)
-            && self.zstd.get().is_none()
-            && let Ok(zstd) = Zstd::new(self.level)
-        {
-            let _ = self.zstd.set(zstd);
-        }
+    /// Makes contexts for Zstandard where they are wanted and not there; `true`: it did. Not on the fault path. Where the
+    /// system has no memory for them, things stay as they are.
+    pub(crate) fn make_wanted(&self) -> bool {
+        let wanted = self.wanted.swap(false, Relaxed) && self.zstd.get().is_none();
+        let made = wanted.then(|| Zstd::new(self.level).ok()).flatten();
+        made.is_some_and(|zstd| self.zstd.set(zstd).is_ok())
     }
 
     /// Compresses `page` and hands `then` the result, or nothing if it takes more than

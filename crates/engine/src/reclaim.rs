@@ -29,6 +29,9 @@ use crate::spec::Policy;
 /// Passes of the clock hand for which a page that did not compress is left alone.
 const SKIPS: u64 = 15;
 
+/// Pieces of other work between steps that gain nothing.
+const PIECES: usize = 16;
+
 /// Bytes of holes in the store that are not worth moving anything for.
 const COMPACT_FROM: u64 = 1 << 20;
 
@@ -472,13 +475,14 @@ impl Shared {
                 self.reclaim_step()
             };
             // A store that grows passes pages on in the same measure.
-            let mut tended = self.tend();
+            let tended = self.tend();
             match step {
                 Step::Worked | Step::Barren => {}
-                Step::InVain | Step::OthersAtWork | Step::Nothing if tended => {
+                Step::OthersAtWork if tended => {}
+                Step::InVain | Step::Nothing if tended => {
                     // What has just been in vain is not repeated after each piece.
-                    while tended && !is_roomy() && !self.reclaimer.is_stopped() {
-                        tended = self.tend();
+                    let mut more = (1..PIECES).map(|_| self.tend());
+                    while !is_roomy() && !self.reclaimer.is_stopped() && more.next() == Some(true) {
                     }
                 }
                 Step::InVain | Step::OthersAtWork | Step::Nothing => return false,

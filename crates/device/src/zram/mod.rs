@@ -75,7 +75,7 @@ pub struct Zram {
     slots: Slots<Word>,
     store: Store,
     contexts: Contexts,
-    counters: Counters<5>,
+    counters: Counters<6>,
     /// Bytes the store may take before pages are compressed with Zstandard, where the codec is adaptive.
     dense_from: AtomicU64,
     sweep: Mutex<Sweep>,
@@ -93,6 +93,7 @@ const RAW: usize = 2;
 const STORED_BYTES: usize = 3;
 /// Of the packed ones, those by Zstandard.
 const DENSE: usize = 4;
+const WIDE: usize = 5;
 
 impl Zram {
     /// A device of `slots` slots, at most `u32::MAX`. Address space for all of them is reserved
@@ -253,7 +254,7 @@ impl Zram {
         let (kind, bytes) = match word.stored() {
             Stored::Empty => return,
             Stored::Same(_) => return self.counters.add(cpu, SAME, sign),
-            Stored::Wide(_) => (PACKED, WIDE_BYTES),
+            Stored::Wide(_) => (WIDE, WIDE_BYTES),
             Stored::Packed(_, len, Format::Lz4) => (PACKED, len),
             Stored::Packed(_, len, Format::Zstd) => {
                 self.counters.add(cpu, DENSE, sign);
@@ -414,8 +415,7 @@ impl Device for Zram {
     }
 
     fn tend(&self) -> bool {
-        self.contexts.make_wanted();
-        self.recompress_some()
+        self.recompress_some() | self.contexts.make_wanted()
     }
 
     fn note_limit(&self, bytes: u64) {
@@ -430,7 +430,7 @@ impl Device for Zram {
     fn usage(&self) -> Usage {
         Usage {
             same_pages: self.counters.total(SAME),
-            compressed_pages: self.counters.total(PACKED),
+            compressed_pages: self.counters.total(PACKED) + self.counters.total(WIDE),
             dense_pages: self.counters.total(DENSE),
             raw_pages: self.counters.total(RAW),
             stored_bytes: self.counters.total(STORED_BYTES),
