@@ -14,6 +14,9 @@
 //! it down in the background. Until it has, what is written goes below directly, and so does at any time
 //! what does not compress.
 //!
+//! An adaptive codec stays with LZ4 here. Zstandard between a quarter and a third of the limit was measured with three programs at
+//! 25 % of their memory: 2-3 % fewer pages moved, and no less time, for a tenth to a third more of the processor's.
+//!
 //! Lock order: the sweep; a slot of the store; a slot of the file.
 
 use std::sync::Mutex;
