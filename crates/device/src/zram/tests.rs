@@ -37,6 +37,13 @@ fn adaptive(slots: u64) -> Zram {
     Zram::new(slots, ZramOptions::default()).unwrap()
 }
 
+/// Returns how many steps that took.
+fn tend_to_the_end(device: &Zram) -> usize {
+    let steps = (0..10_000).take_while(|_| device.tend()).count();
+    assert!(steps < 10_000, "it does not come to an end");
+    steps
+}
+
 fn check(device: &Zram, slot: u64, expected: &PageBytes) {
     let mut page = [0; PAGE_SIZE];
     assert_eq!(device.read(slot, &mut page), Ok(Content::Bytes), "{slot}");
@@ -61,7 +68,7 @@ fn a_store_that_outgrows_its_share_is_compressed_anew() {
     device.note_limit(before.memory_bytes / 8);
     device.write(1501, &dense_page(1501)).unwrap();
     assert_eq!(device.usage().dense_pages, 0, "nobody has tended it");
-    while device.tend() {}
+    tend_to_the_end(&device);
     device.write(1502, &dense_page(1502)).unwrap();
     let after = device.usage();
     assert_eq!((after.compressed_pages, after.dense_pages), (1027, 1027));
@@ -97,13 +104,7 @@ fn what_gets_no_smaller_stays_and_is_not_tried_again() {
         device.write(slot, &half_noise(slot)).unwrap();
     }
     device.note_limit(PAGE_SIZE as u64);
-    let rounds = || {
-        let mut steps = 0;
-        while device.tend() {
-            steps += 1;
-        }
-        steps
-    };
+    let rounds = || tend_to_the_end(&device);
     // These count as compressed, and nobody can make them smaller.
     let mut wide = [0; PAGE_SIZE];
     same::fill(&mut wide, 0.1_f64.to_bits());
@@ -122,7 +123,7 @@ fn what_gets_no_smaller_stays_and_is_not_tried_again() {
         device.write(slot, &dense_page(slot as u32)).unwrap();
     }
     device.note_limit(PAGE_SIZE as u64);
-    while device.tend() {}
+    tend_to_the_end(&device);
     assert_eq!(device.usage().dense_pages, 50, "what has come since");
     assert_eq!(rounds(), 0);
     for slot in 0..100 {
@@ -152,7 +153,7 @@ fn what_a_round_has_not_seen_is_not_taken_for_tried() {
     write(0..300);
     device.note_limit(0);
     for _ in 0..2 {
-        while device.tend() {}
+        tend_to_the_end(&device);
     }
     assert_eq!(device.usage().dense_pages, 1000);
 }
@@ -192,10 +193,9 @@ fn recompression_is_one_step_to_everybody_else() {
     const OWNERS: u64 = 3;
     const SLOTS: u64 = 96;
     let device = adaptive(OWNERS * SLOTS);
-    let done = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        for owner in 0..OWNERS {
-            let (device, done) = (&device, &done);
+        let use_slots_of = |owner| {
+            let device = &device;
             scope.spawn(move || {
                 let mut held = [None; SLOTS as usize];
                 for turn in 0..6000_u32 {
@@ -218,11 +218,12 @@ fn recompression_is_one_step_to_everybody_else() {
                         held[index as usize] = Some(turn);
                     }
                 }
-                done.fetch_add(1, Relaxed);
-            });
-        }
+            })
+        };
+        let owners: Vec<_> = (0..OWNERS).map(use_slots_of).collect();
         let mut recompressed = 0;
-        while done.load(Relaxed) < OWNERS {
+        // Also where one fails.
+        while owners.iter().any(|owner| !owner.is_finished()) {
             let before = device.usage().dense_pages;
             device.tend();
             recompressed += device.usage().dense_pages.saturating_sub(before);
