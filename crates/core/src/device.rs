@@ -197,6 +197,12 @@ pub trait Device: Send + Sync {
         let _ = bytes;
     }
 
+    /// From now on pages had better take less memory, or less time (`false`, as at first): for a device that can choose. Called on
+    /// the fault path.
+    fn prefer_small(&self, small: bool) {
+        let _ = small;
+    }
+
     /// The area is closed: no slot is in use, and none is read, written or discarded from now on. Gives up what the device
     /// holds: files, space in them, memory.
     fn retire(&self) {}

@@ -97,6 +97,10 @@ impl Device for Guarded {
         self.0.note_limit(bytes);
     }
 
+    fn prefer_small(&self, small: bool) {
+        self.0.prefer_small(small);
+    }
+
     fn retire(&self) {
         // What could not be given up is held until the end.
         let _ = self.guard(|device| {

@@ -31,22 +31,30 @@ fn no_context() -> DeviceError {
 pub(crate) struct Compressor {
     context: NonNull<ZSTD_CCtx>,
     workspace: Mapping,
+    /// What the context is set to.
+    level: c_int,
 }
 
 // SAFETY: the context is plain memory in the workspace it owns, bound to no thread.
 unsafe impl Send for Compressor {}
 
 impl Compressor {
-    pub(crate) fn new(level: c_int) -> Result<Self, DeviceError> {
-        // SAFETY: both take and return numbers.
-        let size = unsafe {
-            let mut parameters = sys::ZSTD_getCParams(level, PAGE_SIZE as u64, 0);
-            parameters.windowLog = WINDOW_LOG as u32;
-            sys::ZSTD_estimateCCtxSize_usingCParams(parameters)
+    /// A compressor for each of `levels`, set to the first.
+    pub(crate) fn new(levels: &[c_int]) -> Result<Self, DeviceError> {
+        let size = |level| {
+            // SAFETY: both take and return numbers.
+            unsafe {
+                let mut parameters = sys::ZSTD_getCParams(level, PAGE_SIZE as u64, 0);
+                parameters.windowLog = WINDOW_LOG as u32;
+                sys::ZSTD_estimateCCtxSize_usingCParams(parameters)
+            }
         };
-        if failed(size) {
+        // An error is a number larger than any size.
+        let size = levels.iter().map(|&level| size(level)).max();
+        let (Some(size), Some(&level)) = (size.filter(|&size| !failed(size)), levels.first())
+        else {
             return Err(no_context());
-        }
+        };
         let workspace = Mapping::new(size)?;
         // SAFETY: the workspace is `len` bytes, page-aligned, used by nothing else, and lives as
         // long as the context, in the same struct.
@@ -69,7 +77,11 @@ impl Compressor {
                 return Err(no_context());
             }
         }
-        Ok(Self { context, workspace })
+        Ok(Self {
+            context,
+            workspace,
+            level,
+        })
     }
 
     /// Bytes of memory its workspace takes.
@@ -77,8 +89,21 @@ impl Compressor {
         self.workspace.len()
     }
 
-    /// Compresses `page` into `target`; gives the length, or nothing where it does not fit.
-    pub(crate) fn compress(&mut self, page: &PageBytes, target: &mut [u8]) -> Option<usize> {
+    /// Compresses `page` into `target` at one of its levels; gives the length, or nothing where it does not fit.
+    pub(crate) fn compress(
+        &mut self,
+        level: c_int,
+        page: &PageBytes,
+        target: &mut [u8],
+    ) -> Option<usize> {
+        if self.level != level {
+            let parameter = ZSTD_cParameter::ZSTD_c_compressionLevel;
+            // SAFETY: `&mut self` makes the context ours; no frame is begun.
+            let set =
+                unsafe { sys::ZSTD_CCtx_setParameter(self.context.as_ptr(), parameter, level) };
+            self.level = level;
+            debug_assert!(!failed(set), "the context was made for it");
+        }
         // SAFETY: `&mut self` makes the context ours; the library reads PAGE_SIZE bytes, writes at
         // most the target's length, and starts a new frame whatever the last call left behind.
         let written = unsafe {
@@ -158,14 +183,19 @@ mod tests {
             *byte = (index * index / 97) as u8 & 15;
         }
         let (mut packed, mut back) = ([0; PAGE_SIZE], [1; PAGE_SIZE]);
-        let mut compressor = Compressor::new(1).unwrap();
+        let mut compressor = Compressor::new(&[1, -1]).unwrap();
         let mut decompressor = Decompressor::new().unwrap();
         assert_eq!(
-            compressor.compress(&page, &mut packed[..8]),
+            compressor.compress(1, &page, &mut packed[..8]),
             None,
             "no room"
         );
-        let len = compressor.compress(&page, &mut packed).unwrap();
+        let len = compressor.compress(-1, &page, &mut packed).unwrap();
+        assert!(decompressor.decompress(&packed[..len], &mut back));
+        assert_eq!(back, page);
+        let fast_len = std::mem::replace(&mut back, [1; PAGE_SIZE]).len().min(len);
+        let len = compressor.compress(1, &page, &mut packed).unwrap();
+        assert!(len < fast_len, "{len} bytes, {fast_len} fast");
         assert!(decompressor.decompress(&packed[..len], &mut back));
         assert_eq!(back, page);
         assert!(

@@ -12,6 +12,10 @@
 //! do not compress, a full area, memory in use all over) the charge is granted all the same: nothing is
 //! lost, the limit is exceeded, and that is said once. Then an *allowance* comes on top of the limit, and goes
 //! again little by little: who is at work must not be held up at every page by what cannot be done.
+//!
+//! The *floor*: where what else is in use leaves less than a part of the limit for resident pages, and that does not pass, they
+//! may take that part all the same. With next to nothing resident each step of a program is a fault: it would hold its limit, and
+//! stand still.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -21,6 +25,15 @@ use userswap_core::device::PAGE_SIZE;
 const EASE_NS: u64 = 100_000_000;
 
 const NOT_ASKED: i64 = i64::MIN;
+
+/// One part in so many of the limit is for resident pages, whatever else is in use.
+const FLOOR: u64 = 8;
+
+/// Nanoseconds after which resident pages get it. Before, the store may still become smaller.
+const LOW_NS: u64 = 1_000_000_000;
+
+/// A limit that is exceeded by one part in so many is not held.
+const NEWS: u64 = 20;
 
 /// Bytes that the low mark keeps free where that is not a large part of the limit: two of the widest faults. What is kept free
 /// is nobody's: the marks are as low as the reclaimer can keep up with.
@@ -42,6 +55,12 @@ pub(crate) struct Budget {
     /// When that last changed, in nanoseconds.
     changed_ns: AtomicU64,
     warned: AtomicBool,
+    /// The limit is kept whatever it costs: there is no floor.
+    strict: bool,
+    /// Since when fewer pages are resident than the floor, in nanoseconds; 0: they are not.
+    low_since_ns: AtomicU64,
+    /// The floor is in force.
+    floored: AtomicBool,
 }
 
 /// How full the budget is.
@@ -56,8 +75,11 @@ pub(crate) enum Level {
 }
 
 impl Budget {
-    pub(crate) fn new(limit: Option<u64>) -> Self {
+    pub(crate) fn new(limit: Option<u64>, strict: bool) -> Self {
         Self {
+            strict,
+            low_since_ns: AtomicU64::new(0),
+            floored: AtomicBool::new(false),
             limit: AtomicU64::new(limit.unwrap_or(u64::MAX)),
             resident: AtomicU64::new(0),
             tables: AtomicU64::new(0),
@@ -85,15 +107,39 @@ impl Budget {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Bytes that may be in use: the limit and the allowance.
-    pub(crate) fn allowed(&self) -> u64 {
-        self.limit_bytes()
-            .saturating_add(self.exceeded.load(Ordering::Relaxed))
+    /// Bytes that may be in use, `others` of them not by resident pages: the limit and the allowance, or what the floor asks for.
+    pub(crate) fn allowed(&self, others: u64) -> u64 {
+        let limit = self.limit_bytes();
+        let allowed = limit.saturating_add(self.exceeded.load(Ordering::Relaxed));
+        if self.floored.load(Ordering::Relaxed) {
+            allowed.max(others.saturating_add(limit / FLOOR))
+        } else {
+            allowed
+        }
+    }
+
+    /// A charge was refused at `now_ns`: the floor comes in force where few pages have been resident for long.
+    pub(crate) fn note_refused(&self, now_ns: u64) {
+        let since = self.low_since_ns.load(Ordering::Relaxed);
+        if self.strict || self.resident_bytes() >= self.limit_bytes() / FLOOR {
+            if since != 0 {
+                self.low_since_ns.store(0, Ordering::Relaxed);
+            }
+        } else if since == 0 {
+            self.low_since_ns.store(now_ns.max(1), Ordering::Relaxed);
+        } else if now_ns.saturating_sub(since) >= LOW_NS {
+            self.floored.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Pages mapped in regions.
     pub(crate) fn resident_pages(&self) -> u64 {
         self.resident.load(Ordering::Relaxed)
+    }
+
+    /// The same, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.resident_pages() * PAGE_SIZE as u64
     }
 
     /// A region with this many bytes of page-table words comes.
@@ -134,7 +180,7 @@ impl Budget {
     /// Counts `pages` as mapped if that stays within the limit; `others` is what else is in use.
     pub(crate) fn charge(&self, pages: u64, others: u64) -> bool {
         let resident = self.resident.fetch_add(pages, Ordering::Relaxed) + pages;
-        if resident * PAGE_SIZE as u64 + others <= self.allowed() {
+        if resident * PAGE_SIZE as u64 + others <= self.allowed(others) {
             return true;
         }
         self.uncharge(pages);
@@ -152,13 +198,14 @@ impl Budget {
         debug_assert!(before >= pages, "more pages leave than were there");
     }
 
-    /// How full it is, with `used` bytes in use.
-    pub(crate) fn level(&self, used: u64) -> Level {
+    /// How full it is, with `others` bytes in use beside resident pages.
+    pub(crate) fn level(&self, others: u64) -> Level {
         let Some(limit) = self.limit() else {
             return Level::Roomy;
         };
         let low = (limit / 128).max(LEAST_FREE.min(limit / 32));
-        match self.allowed().saturating_sub(used) {
+        let used = self.resident_bytes() + others;
+        match self.allowed(others).saturating_sub(used) {
             free if free < low => Level::Tight,
             free if free < low * 2 => Level::Low,
             _ => Level::Roomy,
@@ -166,29 +213,42 @@ impl Budget {
     }
 
     /// No room can be made with `used` bytes in use, at `now_ns`: lets the limit be exceeded, in steps, so that
-    /// not every charge has to find that out anew. `true` the first time.
-    pub(crate) fn exceed(&self, used: u64, now_ns: u64) -> bool {
+    /// not every charge has to find that out anew.
+    pub(crate) fn exceed(&self, used: u64, now_ns: u64) {
         let limit = self.limit_bytes();
         // Beyond the marks, so that the reclaimer need not try at once what has just failed.
         let over = used.saturating_sub(limit) + limit / 16 + 64 * PAGE_SIZE as u64;
         self.exceeded.store(over, Ordering::Relaxed);
         self.changed_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Whether `used` bytes are far enough over the limit to be told of, which they have not been yet.
+    pub(crate) fn is_news(&self, used: u64) -> bool {
+        let limit = self.limit_bytes();
+        used > limit.saturating_add(limit / NEWS) && !self.warned.load(Ordering::Relaxed)
+    }
+
+    /// It is going to be told that the limit is exceeded; `true`: for the first time.
+    pub(crate) fn warn(&self) -> bool {
         !self.warned.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether there is an allowance.
+    /// Whether more than the limit may be in use.
     pub(crate) fn is_exceeded(&self) -> bool {
-        self.exceeded.load(Ordering::Relaxed) > 0
+        self.exceeded.load(Ordering::Relaxed) > 0 || self.floored.load(Ordering::Relaxed)
     }
 
     /// `used` bytes are in use at `now_ns`: the limit holds again where it can. An allowance that has stood for a while is made
     /// smaller, so that what can leave by now does. `true`: it was.
     pub(crate) fn ease(&self, used: u64, now_ns: u64) -> bool {
+        let limit = self.limit_bytes();
+        if used < limit && self.floored.swap(false, Ordering::Relaxed) {
+            self.low_since_ns.store(0, Ordering::Relaxed);
+        }
         let over = self.exceeded.load(Ordering::Relaxed);
         if over == 0 {
             return false;
         }
-        let limit = self.limit_bytes();
         let less = if used < limit {
             0
         } else if now_ns.saturating_sub(self.changed_ns.load(Ordering::Relaxed)) < EASE_NS {
@@ -212,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_charge_counts_only_when_it_fits() {
-        let budget = Budget::new(Some(10 * PAGE));
+        let budget = Budget::new(Some(10 * PAGE), false);
         assert!(budget.charge(6, 2 * PAGE));
         assert!(!budget.charge(3, 2 * PAGE));
         assert_eq!(budget.resident_pages(), 6);
@@ -223,12 +283,16 @@ mod tests {
 
     #[test]
     fn an_exceeded_limit_is_said_once_and_holds_again_later() {
-        let budget = Budget::new(Some(1024 * PAGE));
+        let budget = Budget::new(Some(1024 * PAGE), false);
         assert!(budget.charge(1024, 0));
         assert!(!budget.charge(1, 0));
-        assert!(budget.exceed(1024 * PAGE, 0));
+        budget.exceed(1024 * PAGE, 0);
         assert!(budget.charge(1, 0));
-        assert!(!budget.exceed(1025 * PAGE, 0), "said before");
+        assert!(!budget.is_news(1025 * PAGE), "hardly");
+        assert!(budget.is_news(1200 * PAGE));
+        assert!(budget.warn());
+        assert!(!budget.is_news(1200 * PAGE), "said before");
+        assert!(!budget.warn());
         budget.uncharge(1000);
         assert!(budget.ease(25 * PAGE, 1));
         assert!(!budget.charge(1100, 0));
@@ -236,45 +300,75 @@ mod tests {
 
     #[test]
     fn an_allowance_stays_for_a_while_and_goes_little_by_little() {
-        let budget = Budget::new(Some(1024 * PAGE));
+        let budget = Budget::new(Some(1024 * PAGE), false);
         assert!(!budget.ease(2000 * PAGE, EASE_NS), "there is none");
         budget.exceed(2000 * PAGE, 0);
-        let allowed = budget.allowed();
+        let allowed = budget.allowed(0);
+        budget.force(2000);
         assert!(allowed >= 2000 * PAGE);
-        assert_eq!(budget.level(2000 * PAGE), Level::Roomy, "no use trying now");
+        assert_eq!(budget.level(0), Level::Roomy, "no use trying now");
         // As the others of a tree come and go.
         budget.set_limit(1000 * PAGE);
         budget.set_limit(1024 * PAGE);
-        assert_eq!(budget.allowed(), allowed);
+        assert_eq!(budget.allowed(0), allowed);
         assert!(!budget.ease(2000 * PAGE, EASE_NS - 1));
         let mut now = 0;
         let mut before = allowed;
-        while budget.allowed() > 1024 * PAGE {
+        while budget.allowed(0) > 1024 * PAGE {
             now += EASE_NS;
             assert!(budget.ease(2000 * PAGE, now));
             assert!(!budget.ease(2000 * PAGE, now), "once at a time");
-            assert!(budget.allowed() < before);
-            before = budget.allowed();
+            assert!(budget.allowed(0) < before);
+            before = budget.allowed(0);
         }
-        assert_eq!(budget.level(1024 * PAGE), Level::Tight);
+        assert_eq!(budget.level(0), Level::Tight);
+    }
+
+    #[test]
+    fn a_part_of_the_limit_is_for_resident_pages_but_where_it_is_strict() {
+        let all = 800 * PAGE;
+        for (strict, granted) in [(false, 100), (true, 0)] {
+            let budget = Budget::new(Some(all), strict);
+            assert!(budget.charge(100, 700 * PAGE));
+            assert!(!budget.charge(1, 700 * PAGE));
+            budget.note_refused(1);
+            budget.note_refused(1 + 2 * LOW_NS);
+            assert!(!budget.charge(1, 700 * PAGE), "as many as the floor");
+            budget.uncharge(100);
+            // What else is in use has grown over the limit.
+            let others = all + PAGE;
+            let charged = || (0..200).filter(|_| budget.charge(1, others)).count();
+            budget.note_refused(3 * LOW_NS);
+            budget.note_refused(4 * LOW_NS - 1);
+            assert_eq!(charged(), 0, "it may pass");
+            budget.note_refused(4 * LOW_NS);
+            assert_eq!(charged(), granted);
+            assert_eq!(budget.level(others), Level::Tight);
+            budget.ease(others, 5 * LOW_NS);
+            budget.uncharge(granted as u64);
+            assert_eq!(charged(), granted, "it has not passed");
+            budget.uncharge(granted as u64);
+            budget.ease(all / 2, 5 * LOW_NS);
+            assert_eq!(charged(), 0, "it has");
+        }
     }
 
     #[test]
     fn a_new_limit_holds_from_the_next_charge() {
-        let budget = Budget::new(Some(10 * PAGE));
+        let budget = Budget::new(Some(10 * PAGE), false);
         assert!(budget.charge(8, 0));
         budget.set_limit(4 * PAGE);
         assert!(!budget.charge(1, 0));
-        assert_eq!(budget.level(8 * PAGE), Level::Tight);
+        assert_eq!(budget.level(0), Level::Tight);
         budget.set_limit(100 * PAGE);
         assert!(budget.charge(50, 0));
     }
 
     #[test]
     fn without_a_limit_everything_fits() {
-        let budget = Budget::new(None);
+        let budget = Budget::new(None, false);
         assert!(budget.charge(1 << 40, 0));
-        assert_eq!(budget.level(u64::MAX / 2), Level::Roomy);
+        assert_eq!(budget.level(1 << 40), Level::Roomy);
         assert_eq!(budget.limit(), None);
     }
 }

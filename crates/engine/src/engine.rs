@@ -14,6 +14,7 @@ use userswap_sys::{cpu, host};
 use crate::Error;
 use crate::budget::Budget;
 use crate::crew::{Crew, HelpWanted};
+use crate::density::Density;
 use crate::fault::{self, Handlers};
 use crate::frames::{BLOCK_BYTES, FramePool, STAGING_FAULTS};
 use crate::moving::Moving;
@@ -190,7 +191,8 @@ impl EngineBuilder {
         fault::install(stack)?;
         let shared = Arc::new(Shared {
             swap,
-            budget: Budget::new(self.limit),
+            budget: Budget::new(self.limit, self.strict),
+            density: Density::default(),
             counters: Counters::new(),
             mode,
             fault_around: self.fault_around,

@@ -27,6 +27,7 @@
 
 mod budget;
 mod crew;
+mod density;
 mod effort;
 mod engine;
 mod error;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use userswap_core::device::DeviceError;
+use userswap_core::device::{DeviceError, PAGE_SIZE};
 use userswap_core::page_table::CHUNK_PAGES;
 use userswap_core::space::Frames;
 use userswap_core::{StageError, Staged};
@@ -21,6 +21,7 @@ use userswap_sys::signals::stderr_line;
 use userswap_sys::timing::now_ns;
 
 use crate::budget::Level;
+use crate::density::Use;
 use crate::effort::{Step, Tries};
 use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
@@ -31,6 +32,9 @@ const SKIPS: u64 = 15;
 
 /// Pieces of other work between steps that gain nothing.
 const PIECES: usize = 16;
+
+/// After one part in so many of what memory holds has left the inactive list, it is looked at anew what is better.
+const DENSITY_PERIOD: u64 = 4;
 
 /// Bytes of holes in the store that are not worth moving anything for.
 const COMPACT_FROM: u64 = 1 << 20;
@@ -153,9 +157,14 @@ impl Shared {
             ));
             userswap_sys::kill_process();
         }
-        let first = self.budget.exceed(self.used_bytes(), now_ns());
+        self.budget.exceed(self.used_bytes(), now_ns());
         self.budget.force(pages);
-        if first {
+        self.tell_exceeded();
+    }
+
+    /// Says, once, that the limit cannot be held.
+    pub(crate) fn tell_exceeded(&self) {
+        if self.budget.warn() {
             let limit = self.budget.limit().unwrap_or(u64::MAX);
             let advice = if self
                 .swap
@@ -167,8 +176,8 @@ impl Shared {
                 ". A file takes what memory does not: --device zram,file:FOLDER (or, for `run`, --spill FOLDER)"
             };
             stderr_line(format_args!(
-                "userswap: the limit of {limit} bytes cannot be held: what is in memory does not compress, is pinned, or \
-                 the swap area is full; nothing is lost, memory use goes over the limit{advice}"
+                "userswap: the limit of {limit} bytes cannot be held: what is in memory does not compress (enough), is pinned, \
+                 or the swap area is full; nothing is lost, memory use goes over the limit{advice}"
             ));
         }
     }
@@ -177,7 +186,7 @@ impl Shared {
     pub(crate) fn lower_to(&self, limit: u64) {
         self.set_limit(limit);
         let mut tries = Tries::new(self.occupied());
-        while self.used_bytes() > self.budget.allowed() {
+        while self.used_bytes() > self.budget.allowed(self.other_bytes()) {
             // Step by step: a change of the address space may be waiting.
             let step = {
                 let _inside = self.moving.enter();
@@ -338,6 +347,7 @@ impl Shared {
         self.counters
             .refaults
             .fetch_add(u64::from(vain.count_ones()), Ordering::Relaxed);
+        self.note_density(vain.count_ones().into(), written as u64);
         let mut left = 0;
         if let Some(error) = done.error
             && error != DeviceError::Incompressible
@@ -385,6 +395,23 @@ impl Shared {
             );
         }
         (mask & !done.failed).count_ones() as usize
+    }
+
+    /// Pages left the inactive list. The devices hear of it where that shows them better stored otherwise.
+    fn note_density(&self, touched: u64, written: u64) {
+        let Some(limit) = self.budget.limit() else {
+            return;
+        };
+        let period = limit / PAGE_SIZE as u64 / DENSITY_PERIOD;
+        let used = Use {
+            store: self.store_bytes(),
+            inactive: self.swap.frames().staged_bytes(),
+        };
+        if let Some(small) = self.density.note(touched, written, period, used) {
+            for area in self.swap.open_areas() {
+                area.device().prefer_small(small);
+            }
+        }
     }
 
     /// Writes out the oldest staged block, if there is one.
@@ -468,7 +495,7 @@ impl Shared {
 
     /// Makes room up to the high mark; `false`: no more can be made now.
     fn reclaim_until_roomy(&self) -> bool {
-        let is_roomy = || self.budget.level(self.used_bytes()) == Level::Roomy;
+        let is_roomy = || self.budget.level(self.other_bytes()) == Level::Roomy;
         while !is_roomy() {
             let step = {
                 let _inside = self.moving.enter();

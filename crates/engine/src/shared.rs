@@ -14,6 +14,7 @@ use userswap_sys::{futex, own};
 
 use crate::budget::{Budget, Level};
 use crate::crew::HelpWanted;
+use crate::density::Density;
 use crate::frames::FramePool;
 use crate::moving::Moving;
 use crate::reclaim::{Hand, Inactive};
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) swap: Swap<Arc<FramePool>>,
     pub(crate) budget: Budget,
     pub(crate) counters: Counters,
+    pub(crate) density: Density,
     pub(crate) mode: FaultMode,
     pub(crate) fault_around: FaultAround,
     /// The limit is not to be exceeded, whatever it costs.
@@ -389,7 +391,7 @@ impl Shared {
 
     /// Whether memory is so short that only what is needed now should be brought in.
     pub(crate) fn is_short(&self) -> bool {
-        self.budget.limit().is_some() && self.budget.level(self.used_bytes()) != Level::Roomy
+        self.budget.limit().is_some() && self.budget.level(self.other_bytes()) != Level::Roomy
     }
 
     /// How many pages a fault may map: fewer where the limit is so small that a full window would be a
@@ -412,16 +414,21 @@ impl Shared {
         }
         let others = self.other_bytes();
         if self.budget.charge(pages, others) {
-            let used = self.used_bytes();
+            let others = self.other_bytes();
+            let used = self.budget.resident_bytes() + others;
             if self.budget.is_exceeded() {
                 self.budget.ease(used, now_ns());
             }
-            if self.budget.level(used) == Level::Tight {
+            if self.budget.is_news(used) {
+                self.tell_exceeded();
+            }
+            if self.budget.level(others) == Level::Tight {
                 self.reclaimer.ring();
             }
             return 0;
         }
         let start = now_ns();
+        self.budget.note_refused(start);
         self.reclaimer.ring();
         self.make_room(pages);
         now_ns() - start
@@ -437,7 +444,7 @@ impl Shared {
         }
     }
 
-    fn store_bytes(&self) -> u64 {
+    pub(crate) fn store_bytes(&self) -> u64 {
         let areas = self.swap.areas();
         areas.map(|area| area.device().memory_bytes()).sum()
     }
@@ -461,21 +468,20 @@ impl Shared {
 
     /// The process has `resident` bytes in memory, as the system says.
     pub(crate) fn note_resident(&self, resident: u64) {
-        let counted = self.budget.resident_pages() * PAGE_SIZE as u64
-            + self.store_bytes()
-            + self.swap.frames().staged_bytes();
+        let counted =
+            self.budget.resident_bytes() + self.store_bytes() + self.swap.frames().staged_bytes();
         self.budget.set_rest(resident as i64 - counted as i64);
         self.budget.ease(self.used_bytes(), now_ns());
     }
 
     /// Bytes in use, all told: what the limit is compared with.
     pub(crate) fn used_bytes(&self) -> u64 {
-        self.budget.resident_pages() * PAGE_SIZE as u64 + self.other_bytes()
+        self.budget.resident_bytes() + self.other_bytes()
     }
 
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats {
-            resident_bytes: self.budget.resident_pages() * PAGE_SIZE as u64,
+            resident_bytes: self.budget.resident_bytes(),
             limit_bytes: self.budget.limit(),
             bugs: userswap_core::bug::count(),
             ..Stats::default()

@@ -20,7 +20,7 @@ mod tests;
 mod word;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::io::Errno;
 use userswap_core::device::{
@@ -28,7 +28,7 @@ use userswap_core::device::{
 };
 
 use crate::arena::refused;
-use crate::codec::{Codec, Contexts, Format};
+use crate::codec::{Codec, Contexts, Format, Method};
 use crate::cpu::{self, Counters};
 use crate::same;
 use crate::slots::{Locked, Slots};
@@ -78,6 +78,8 @@ pub struct Zram {
     counters: Counters<6>,
     /// Bytes the store may take before pages are compressed with Zstandard, where the codec is adaptive.
     dense_from: AtomicU64,
+    /// The engine has better use for memory than for time. Relaxed: a hint.
+    small: AtomicBool,
     sweep: Mutex<Sweep>,
     options: ZramOptions,
     /// What somebody else does between the two halves of [`Zram::replace`], when a test breaks the rule
@@ -111,6 +113,7 @@ impl Zram {
             contexts,
             counters: Counters::new()?,
             dense_from: AtomicU64::new(u64::MAX),
+            small: AtomicBool::new(false),
             sweep: Mutex::new(Sweep::new()),
             options,
             #[cfg(test)]
@@ -178,21 +181,17 @@ impl Zram {
                     .map(Word::wide),
             };
         }
-        let format = match self.options.codec {
-            Codec::Zstd => Format::Zstd,
-            Codec::Adaptive if self.is_dense() && self.contexts.has_zstd() => Format::Zstd,
-            Codec::Lz4 | Codec::Adaptive => Format::Lz4,
-        };
-        if let Some(word) = self.pack(cpu, owner, page, format)? {
+        let method = self.method(self.store.resident_bytes());
+        if let Some(word) = self.pack(cpu, owner, page, method)? {
             return Ok(word);
         }
         if !self.options.refuse_incompressible {
             return self.store.put_page(cpu, page).map(Word::page);
         }
         // A page that could not leave memory is worth another try.
-        let denser = (self.options.codec, format) == (Codec::Adaptive, Format::Lz4);
+        let denser = self.options.codec == Codec::Adaptive && method != Method::Zstd;
         let packed = match denser && self.contexts.has_zstd() {
-            true => self.pack(cpu, owner, page, Format::Zstd)?,
+            true => self.pack(cpu, owner, page, Method::Zstd)?,
             false => None,
         };
         packed.ok_or(DeviceError::Incompressible)
@@ -204,21 +203,33 @@ impl Zram {
         cpu: usize,
         owner: u32,
         page: &PageBytes,
-        format: Format,
+        method: Method,
     ) -> Result<Option<Word>, DeviceError> {
-        self.contexts.compress(cpu, format, page, |packed| {
+        self.contexts.compress(cpu, method, page, |packed| {
             let Some(packed) = packed else {
                 return Ok(None);
             };
             let handle = self.store.put(cpu, owner, packed)?;
-            Ok(Some(Word::packed(handle, packed.len(), format)))
+            Ok(Some(Word::packed(handle, packed.len(), method.format())))
         })
     }
 
-    /// Whether the store has outgrown its share of the limit.
-    fn is_dense(&self) -> bool {
+    /// How pages are to be compressed while the store takes `bytes`.
+    fn method(&self, bytes: u64) -> Method {
         // Relaxed: a threshold that may be passed a little later.
-        self.store.resident_bytes() > self.dense_from.load(Relaxed)
+        match self.options.codec {
+            Codec::Lz4 => Method::Lz4,
+            Codec::Zstd => Method::Zstd,
+            Codec::Adaptive
+                if bytes > self.dense_from.load(Relaxed) && self.contexts.has_zstd() =>
+            {
+                Method::Zstd
+            }
+            Codec::Adaptive if self.small.load(Relaxed) && self.contexts.has_zstd() => {
+                Method::FastZstd
+            }
+            Codec::Adaptive => Method::Lz4,
+        }
     }
 
     /// Makes `word` what `slot` holds, and frees what it held.
@@ -420,6 +431,10 @@ impl Device for Zram {
 
     fn note_limit(&self, bytes: u64) {
         self.dense_from.store(bytes / DENSE_FROM, Relaxed);
+    }
+
+    fn prefer_small(&self, small: bool) {
+        self.small.store(small, Relaxed);
     }
 
     fn retire(&self) {

@@ -1,17 +1,15 @@
-//! Recompression: what LZ4 stored before the store outgrew its share of the limit is compressed anew with Zstandard, in the
-//! background.
+//! Recompression: what LZ4 stored before the store outgrew its share of the limit, or the engine asked for small pages, is
+//! compressed anew with Zstandard, in the background.
 //!
 //! Guarantee: to everybody else it is one step, under the slot's lock, and the slot's content is the same before and after.
 //! Whoever reads such a slot meanwhile waits: some fifteen microseconds, longer where the store takes memory from the system.
 //! What gets little smaller stays as it is.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use userswap_core::device::{PAGE_SIZE, PageBytes};
 
 use super::word::{Stored, Word};
 use super::{DENSE, PACKED, STORED_BYTES, Zram};
-use crate::codec::{Codec, Format};
+use crate::codec::{Codec, Format, Method};
 use crate::cpu;
 
 /// Pages tried in one step: some two hundred microseconds.
@@ -55,11 +53,11 @@ enum Tried {
 }
 
 impl Zram {
-    /// Recompresses some pages where the store has outgrown its share; `true`: there may be more.
+    /// Recompresses some pages where the store has outgrown its share, or is to be small; `true`: there may be more.
     pub(super) fn recompress_some(&self) -> bool {
         // By content: what has just been made smaller leaves holes, which count as memory until they are closed.
-        let is_over = self.counters.total(STORED_BYTES) > self.dense_from.load(Relaxed);
-        if self.options.codec != Codec::Adaptive || !is_over || !self.contexts.has_zstd() {
+        let method = self.method(self.counters.total(STORED_BYTES));
+        if self.options.codec != Codec::Adaptive || method == Method::Lz4 {
             return false;
         }
         // Somebody else is at it.
@@ -83,7 +81,7 @@ impl Zram {
                 sweep.left = std::mem::take(&mut sweep.leaves);
                 return false;
             };
-            match self.recompress(cpu, touched, &mut sweep.page) {
+            match self.recompress(cpu, touched, method, &mut sweep.page) {
                 Tried::Nothing => {}
                 Tried::Smaller => tried += 1,
                 Tried::Left => {
@@ -98,7 +96,7 @@ impl Zram {
     }
 
     /// Recompresses the page of `slot`, if LZ4 compressed it and Zstandard saves something.
-    fn recompress(&self, cpu: usize, slot: usize, page: &mut PageBytes) -> Tried {
+    fn recompress(&self, cpu: usize, slot: usize, method: Method, page: &mut PageBytes) -> Tried {
         let by_lz4 = |word: Word| match word.stored() {
             Stored::Packed(handle, len, Format::Lz4) => Some((handle, len)),
             _ => None,
@@ -120,7 +118,7 @@ impl Zram {
             return Tried::Left;
         }
         let smaller = context
-            .compress(page)
+            .compress(self.contexts.level(method), page)
             .filter(|packed| packed.len() + len / SAVES <= len);
         let Some(packed) = smaller else {
             return Tried::Left;
@@ -128,7 +126,7 @@ impl Zram {
         let Ok(place) = self.store.put(cpu, slot as u32, packed) else {
             return Tried::Left;
         };
-        let word = Word::packed(place, packed.len(), Format::Zstd);
+        let word = Word::packed(place, packed.len(), method.format());
         locked.set(word);
         let excess = self.store.free(handle);
         drop(locked);

@@ -93,6 +93,39 @@ fn a_store_that_outgrows_its_share_is_compressed_anew() {
 }
 
 #[test]
+fn pages_get_small_while_the_engine_asks_for_it() {
+    // Repeats itself, in a way that LZ4 makes less of.
+    let page = |slot: u32| {
+        let mut page = page_of(slot as usize % 7 + 1);
+        for (at, word) in page.chunks_exact_mut(16).enumerate() {
+            word[0] = (at as u8).wrapping_mul(7) & 31;
+        }
+        page
+    };
+    let device = adaptive(64);
+    device.note_limit(1 << 30);
+    let write = |slots: std::ops::Range<u32>| {
+        slots.for_each(|slot| device.write(slot.into(), &page(slot)).unwrap());
+    };
+    write(0..16);
+    device.prefer_small(true);
+    write(16..32);
+    assert_eq!(device.usage().dense_pages, 0, "nobody has tended it");
+    let before = device.usage().stored_bytes;
+    tend_to_the_end(&device);
+    let after = device.usage();
+    assert_eq!(after.dense_pages, 32);
+    assert!(after.stored_bytes < before, "{before} {after:?}");
+    write(32..48);
+    assert_eq!(device.usage().dense_pages, 48);
+    device.prefer_small(false);
+    write(48..64);
+    tend_to_the_end(&device);
+    assert_eq!(device.usage().dense_pages, 48);
+    (0..64).for_each(|slot| check(&device, slot, &page(slot as u32)));
+}
+
+#[test]
 fn what_gets_no_smaller_stays_and_is_not_tried_again() {
     let device = adaptive(256);
     let half_noise = |slot: u64| {
