@@ -21,6 +21,7 @@ use userswap_device::File as SwapFile;
 use userswap_preload::config::names;
 use userswap_preload::tree::Tree;
 use userswap_sys::file_ref::FileRef;
+use userswap_sys::host;
 
 use crate::args::{FaultsArg, LimitArg, RunArgs};
 use crate::os;
@@ -77,6 +78,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         .env(names::DEVICE, device.to_string())
         .env(names::TREE, reference(&tree_file)?)
         .env(names::PLANS, reference(&plans_file)?)
+        .env(names::FILTERS, host::seccomp_filters().to_string())
         .env(names::STATS, stats)
         .env(names::FAULTS, faults)
         .env(names::STRICT, if args.strict { "1" } else { "0" });
@@ -157,7 +159,7 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
 
 /// How faults are handled: in threads, which is right whatever the program does, or inline where the host permits no more.
 fn faults(wanted: FaultsArg) -> anyhow::Result<&'static str> {
-    let access = userswap_sys::host::userfaultfd_access();
+    let access = host::userfaultfd_access();
     let sigbus = access
         .features
         .as_ref()
@@ -186,7 +188,7 @@ fn limit(wanted: LimitArg) -> anyhow::Result<u64> {
     let bytes = match wanted {
         LimitArg::Bytes(bytes) => bytes,
         LimitArg::Auto => {
-            let cgroup = userswap_sys::host::cgroup_memory().ok().flatten();
+            let cgroup = host::cgroup_memory().ok().flatten();
             let tightest = cgroup.and_then(|cgroup| cgroup.tightest()?.limit);
             let Some(bytes) = tightest else {
                 bail!("no memory limit is set for this cgroup: give one, such as --limit 2G");

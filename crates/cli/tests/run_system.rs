@@ -52,6 +52,31 @@ fn libraries_are_loaded_with_little() {
     }
 }
 
+/// Filters that `run` itself passes, as in a container, keep nobody from sharing what is found in libraries; one that comes later
+/// does.
+#[test]
+fn processes_of_a_container_share_what_they_find_in_libraries() {
+    let test = "processes_of_a_container_share_what_they_find_in_libraries";
+    if !possible_with(test, &["gcc", "sh", "wc"]) {
+        return;
+    }
+    let (filtered, loads) = (compiled("filtered"), compiled("loads"));
+    let under_a_filter = |program: &[&str]| {
+        let run = userswap(&[&["run", "--limit", "64M", "--"], program].concat());
+        let mut command = std::process::Command::new(&filtered);
+        let command = command.arg(run.get_program()).args(run.get_args());
+        let output = command.output().expect("it runs");
+        let fine = output.status.success() && output.stderr.is_empty();
+        assert!(fine, "{output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    // What there is when the shell, which has looked for itself, runs this.
+    let kept = r#"wc -c < "/${USERSWAP_PLANS#*/}""#;
+    let bytes = under_a_filter(&["sh", "-c", kept]);
+    assert!(bytes.parse::<u64>().is_ok_and(|bytes| bytes > 0), "{bytes}");
+    assert_eq!(under_a_filter(&[&loads, "locks"]), "loaded");
+}
+
 /// Where the paths of what `run` shares lead to a stranger's files, these stay as they are.
 #[test]
 fn files_of_others_are_left_alone() {

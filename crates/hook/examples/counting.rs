@@ -9,7 +9,7 @@
 //! `HOOK_REPORT=1` prints what was found to standard error, at the start and at the end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use userswap_hook::{Call, Decision, Handlers};
+use userswap_hook::{Call, Decision, Handlers, Plans};
 use userswap_sys::file_ref::FileRef;
 
 const NUMBERS: usize = 512;
@@ -134,7 +134,8 @@ extern "C" fn start() {
     let plans = std::env::var_os("HOOK_PLANS").map(std::path::PathBuf::from);
     let plans = plans.and_then(|path| {
         let file = std::fs::File::open(&path).ok()?;
-        Some(&*Box::leak(Box::new(FileRef::new(file, path).ok()?)))
+        let file = FileRef::new(file, path).ok()?;
+        Some(&*Box::leak(Box::new(Plans { file, filters: 0 })))
     });
     let began = std::time::Instant::now();
     let found = match userswap_hook::install(handlers, plans) {

@@ -6,16 +6,16 @@ use crate::coverage::{Coverage, Library};
 use crate::file::{CodeFile, Identity};
 use crate::gate::{self, Wired};
 use crate::image::{Image, Segment};
-use crate::known::Known;
+use crate::known::{Known, Plans};
 use crate::maps::{self, Mapping};
 use crate::patch;
 use crate::plan::{self, Plan};
+use crate::room::Room;
 use std::cell::OnceCell;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
-use userswap_sys::file_ref::FileRef;
 
 /// Why the hook could not be installed. Nothing has been changed then.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +44,10 @@ struct Done {
     coverage: Coverage,
     /// Where stubs lie.
     stubs: Vec<Range<usize>>,
-    /// The file of plans that processes share.
-    plans: Option<&'static FileRef>,
+    /// Where processes share plans.
+    plans: Option<&'static Plans>,
+    /// Where code that comes is looked at, once some has.
+    room: Option<Room>,
 }
 
 /// The lock is held while code is rewritten, with signals blocked. A process copy that was made meanwhile by another thread
@@ -77,14 +79,14 @@ extern "C" fn in_copy() {
 /// rewritten as it is mapped. The kernel's (vdso) is, too, where calls are wanted that it makes. Our own code, and code that
 /// belongs to no file, stay as they are.
 ///
-/// `plans` names a file, empty at first, that processes of one user share: what one of them finds in a library the others need
+/// `plans` names a file that processes of one user share: what one of them finds in a library the others need
 /// not look for. What is there is not taken for more than it is; without it, each looks through all.
 ///
 /// # Errors
 /// See [`Error`]; the process is unchanged then.
 pub fn install(
     handlers: &'static dyn Handlers,
-    plans: Option<&'static FileRef>,
+    plans: Option<&'static Plans>,
 ) -> Result<Coverage, Error> {
     match maps::threads().map_err(Error::Maps)? {
         0 | 1 => {}
@@ -189,8 +191,18 @@ fn code_came(call: &Call, result: isize) {
     let range = start..start.saturating_add(call.args[1]);
     let _bypass = Bypass::new();
     without_signals(|| {
-        let Ok(maps) = maps::read() else { return };
-        take_in_all(maps, |m| overlap(&m.range, &range), &mut done());
+        let mut done = done();
+        let mut room = done.room.take().or_else(Room::make);
+        let mut look = || {
+            if let Ok(maps) = maps::read() {
+                take_in_all(maps, |m| overlap(&m.range, &range), &mut done);
+            }
+        };
+        match &mut room {
+            Some(room) => room.run(&mut look),
+            None => look(),
+        }
+        done.room = room;
     });
 }
 

@@ -38,9 +38,19 @@ const CHECKSUM: usize = 14;
 /// To be changed with the rules of a plan, and with how it is kept.
 const FORMAT: u64 = 1;
 
+/// What processes share to keep plans for each other.
+#[derive(Clone, Debug)]
+pub struct Plans {
+    /// A file, empty at first.
+    pub file: FileRef,
+    /// How many filters of system calls (seccomp) were in force where the file was made. These let pass what keeping plans takes,
+    /// as those of containers do; with more of them a process could be ended for it, and only looks at what others have kept.
+    pub filters: u32,
+}
+
 /// Plans, shared.
 pub(crate) struct Known<'a> {
-    place: &'a FileRef,
+    plans: &'a Plans,
     /// For reading only: a program may have forbidden itself to open files for writing.
     fd: OwnedFd,
     /// Who looks: another build of this code may have other rules.
@@ -49,12 +59,12 @@ pub(crate) struct Known<'a> {
 
 impl<'a> Known<'a> {
     /// Opens the file; `None`: it is not there, or cannot be used. `own`: the file that this code is in.
-    pub(crate) fn open(place: &'a FileRef, own: &Identity) -> Option<Self> {
-        let fd = place.open(OFlags::RDONLY).ok()?;
+    pub(crate) fn open(plans: &'a Plans, own: &Identity) -> Option<Self> {
+        let fd = plans.file.open(OFlags::RDONLY).ok()?;
         let build = [FORMAT, xxh3_64(env!("CARGO_PKG_VERSION").as_bytes())].map(u64::to_le_bytes);
         let own = own.0.map(u64::to_le_bytes);
         let maker = xxh3_64_with_seed(own.as_flattened(), xxh3_64(build.as_flattened()));
-        Some(Self { place, fd, maker })
+        Some(Self { plans, fd, maker })
     }
 
     /// The plan for the code at `offset` of a file, and the segment it is for.
@@ -81,9 +91,9 @@ impl<'a> Known<'a> {
         // A change that comes later must show, and one that came meanwhile must not have.
         if file.is_settled()
             && file.identity().as_ref() == Ok(identity)
-            && !is_confined()
+            && !is_confined(self.plans.filters)
             && let Some(body) = packed::pack(plan)
-            && let Ok(fd) = self.place.open(OFlags::RDWR)
+            && let Ok(fd) = self.plans.file.open(OFlags::RDWR)
             && rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok()
         {
             if self.find(identity, segment.offset).is_none() {
@@ -187,12 +197,26 @@ fn largest_file() -> u64 {
     limit.current.unwrap_or(u64::MAX)
 }
 
-/// Whether a filter of this thread could refuse calls that are not made to load code: locking and writing. Where that cannot
-/// be read, it is taken for so.
-fn is_confined() -> bool {
+/// Whether a filter of this thread could refuse calls that are not made to load code: locking and writing. `filters` of them
+/// do not. Where that cannot be read, it is taken for so.
+fn is_confined(filters: u32) -> bool {
     let status = crate::maps::read_file("/proc/thread-self/status").unwrap_or_default();
-    memchr::memmem::find(&status, b"\nSeccomp:\t0\n").is_none()
+    let number = |name: &[u8]| -> Option<u32> {
+        let line = status
+            .split(|&byte| byte == b'\n')
+            .find_map(|line| line.strip_prefix(name))?;
+        std::str::from_utf8(line).ok()?.trim().parse().ok()
+    };
+    match number(b"Seccomp:") {
+        Some(FREE) => false,
+        Some(FILTERED) => number(b"Seccomp_filters:").is_none_or(|now| now > filters),
+        _ => true,
+    }
 }
+
+/// What the system says of a thread whose calls pass, and of one whose calls filters look at.
+const FREE: u32 = 0;
+const FILTERED: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -206,7 +230,7 @@ mod tests {
     struct Place {
         library: PathBuf,
         plans: PathBuf,
-        meant: FileRef,
+        meant: Plans,
     }
 
     impl Place {
@@ -218,7 +242,10 @@ mod tests {
             let file = std::fs::File::create(&plans).expect("writable");
             let place = Self {
                 library: folder.join("library"),
-                meant: FileRef::new(&file, plans.clone()).expect("its numbers"),
+                meant: Plans {
+                    file: FileRef::new(&file, plans.clone()).expect("its numbers"),
+                    filters: 0,
+                },
                 plans,
             };
             place.write(&libc());

@@ -17,6 +17,7 @@
 //! | `stub` | what a site jumps to |
 //! | `frame`, `gate` | what lies on the stack while handlers run; whether and whom to ask |
 //! | `entry` | saving registers, asking the gate, making the call (assembly) |
+//! | `room` | a stack to look at code on |
 //! | `patch` | writing stubs and jumps into the process |
 //! | `install` | all of it, for the libraries there are and those that come |
 //! | `table` | which memory each system call uses |
@@ -38,6 +39,7 @@ mod packed;
 mod patch;
 mod piece;
 mod plan;
+mod room;
 mod stub;
 mod table;
 
@@ -47,4 +49,5 @@ pub use coverage::{Coverage, Library};
 pub use install::{
     Error, Inspection, coverage, inspect, install, is_dynamic, set_active, while_code_stays,
 };
+pub use known::Plans;
 pub use table::{Access, Knowledge, Span, is_known, memory_of, uses_memory};

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::fmt;
 
 use userswap::{DeviceSpec, Policy};
+use userswap_hook::Plans;
 use userswap_sys::file_ref::FileRef;
 
 /// The names of the variables.
@@ -19,6 +20,8 @@ pub mod names {
     pub const TREE: &str = "USERSWAP_TREE";
     /// The file through which they share what they find in libraries, in the same form.
     pub const PLANS: &str = "USERSWAP_PLANS";
+    /// How many filters of system calls were in force where that file was made.
+    pub const FILTERS: &str = "USERSWAP_FILTERS";
     /// How faults are handled: "inline", or else in threads.
     pub const FAULTS: &str = "USERSWAP_FAULTS";
     /// 1: end the process rather than let it go over the limit.
@@ -39,7 +42,7 @@ pub struct Config {
     /// What the tree shares.
     pub tree: Option<FileRef>,
     /// What was found in libraries.
-    pub plans: Option<FileRef>,
+    pub plans: Option<Plans>,
     /// Whether faults are handled in the thread that meets them, for want of privilege.
     pub inline: bool,
     /// Whether to end the process rather than let it go over the limit.
@@ -79,7 +82,12 @@ impl Config {
                 Err(_) => StatsFile::Named(text),
             }),
             tree: variable(names::TREE).and_then(|text| text.parse().ok()),
-            plans: variable(names::PLANS).and_then(|text| text.parse().ok()),
+            plans: variable(names::PLANS)
+                .and_then(|text| text.parse().ok())
+                .map(|file| Plans {
+                    file,
+                    filters: parse(names::FILTERS, 0),
+                }),
             inline: variable(names::FAULTS).as_deref() == Some("inline"),
             strict: variable(names::STRICT).as_deref() == Some("1"),
             policy: parse(names::POLICY, Policy::Recency),

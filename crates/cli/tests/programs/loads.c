@@ -2,6 +2,7 @@
 #include "pattern.h"
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
@@ -71,7 +72,7 @@ int main(int argc, char **argv)
     pthread_t it;
     pthread_attr_init(&attributes);
     if (strcmp(argv[1], "stack") == 0)
-        MUST(pthread_attr_setstacksize(&attributes, 20 << 10) == 0);
+        MUST(pthread_attr_setstacksize(&attributes, PTHREAD_STACK_MIN) == 0);
     MUST(pthread_create(&it, &attributes, thread, argv[1]) == 0);
     pthread_join(it, 0);
     return 0;

@@ -166,6 +166,7 @@ pub fn own_call(name: &str) -> bool {
         "rt_sigprocmask",
         "mremap",
         "fcntl",
+        "madvise",
     ]
     .contains(&name)
 }

@@ -22,6 +22,7 @@ pub use memory::{
     MemInfo, SwapArea, Zram, memory, resident_bytes, resident_set_bytes, swap_areas, zram,
 };
 pub use privilege::{
-    Capabilities, Seccomp, UserfaultfdAccess, capabilities, seccomp, userfaultfd_access,
+    Capabilities, Seccomp, UserfaultfdAccess, capabilities, seccomp, seccomp_filters,
+    userfaultfd_access,
 };
 pub use probe::{ProbeError, probe_move};

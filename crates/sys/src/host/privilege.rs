@@ -57,6 +57,14 @@ pub fn seccomp() -> Reading<Seccomp> {
     }
 }
 
+/// How many programs filter this process's system calls; 0 also where the kernel does not tell (before Linux 5.9).
+#[must_use]
+pub fn seccomp_filters() -> u32 {
+    let status = read(STATUS).unwrap_or_default();
+    let filters = field(&status, "Seccomp_filters");
+    filters.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
 /// What of userfaultfd this process can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserfaultfdAccess {
