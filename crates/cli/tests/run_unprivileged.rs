@@ -12,6 +12,7 @@ programs_of_every_user!(User::Unprivileged);
 
 programs! { User::Unprivileged;
     calls_find_all_they_use_and_those_that_wait_keep_it: "calls", [38], ["48"];
+    calls_that_wait_since_before_the_engine_keep_their_memory: "waits", [38], ["48"];
     the_program_has_sigbus_to_itself: "bus", [38], ["48"];
     memory_is_used_in_every_way: "memory", [96], ["96"];
     /// What is swapped out cannot be looked at from outside: that is said, and nothing else is shown.

@@ -9,6 +9,8 @@
 //! caller looks whether memory is taken on, and whether it is about to leave. Who takes memory on or out says so
 //! first, then comes a fence, then it looks at the ranges. One of the two sees the other.
 //!
+//! Calls that began before their threads said so ([`hold_while`]) are held by who starts the engine, before anything is taken on.
+//!
 //! Nothing is counted, so a call that is never seen to end (a handler that jumped away, a thread that a fork left behind)
 //! costs nothing but memory that stays until its thread makes another call.
 
@@ -130,20 +132,69 @@ impl Holder {
     }
 }
 
+/// What a call uses that its thread has not said.
+struct Other {
+    is_under_way: Box<dyn Fn() -> bool + Send + Sync>,
+    ranges: Box<[Range<usize>]>,
+    next: *const Other,
+}
+
+/// All there ever were.
+static OTHERS: AtomicPtr<Other> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Holds `ranges` while `is_under_way`: a call that its thread has told nobody of, and that the caller knows to have begun. Once
+/// it is over the answer stays "no". Allocates. To be called before anything is taken on.
+pub fn hold_while(
+    is_under_way: impl Fn() -> bool + Send + Sync + 'static,
+    ranges: impl IntoIterator<Item = Range<usize>>,
+) {
+    let whole_pages =
+        |range: Range<usize>| range.start & !(PAGE_SIZE - 1)..range.end.next_multiple_of(PAGE_SIZE);
+    let new = Box::leak(Box::new(Other {
+        is_under_way: Box::new(is_under_way),
+        ranges: ranges.into_iter().map(whole_pages).collect(),
+        next: OTHERS.load(Ordering::Acquire),
+    }));
+    // Release: whoever finds it finds it whole.
+    while let Err(now) = OTHERS.compare_exchange(
+        new.next.cast_mut(),
+        new,
+        Ordering::Release,
+        Ordering::Acquire,
+    ) {
+        new.next = now;
+    }
+}
+
+fn others() -> impl Iterator<Item = &'static Other> {
+    let mut at = OTHERS.load(Ordering::Acquire).cast_const();
+    std::iter::from_fn(move || {
+        // SAFETY: null, or from `hold_while`: never freed, and not changed once it is there to be found.
+        let other = unsafe { at.as_ref() }?;
+        at = other.next;
+        Some(other)
+    })
+}
+
 /// Tells `found` what is held within `range`, in whole pages and in no order. The caller has said what it is about to do.
 pub(crate) fn within(range: &Range<usize>, mut found: impl FnMut(Range<usize>)) {
     // The guarantee's other fence.
     fence(Ordering::SeqCst);
+    let mut tell = |held: Range<usize>| {
+        let (start, end) = (held.start.max(range.start), held.end.min(range.end));
+        if start < end {
+            found(start..end);
+        }
+    };
+    for other in others().filter(|other| (other.is_under_way)()) {
+        other.ranges.iter().cloned().for_each(&mut tell);
+    }
     for holder in all() {
         let depth = holder.depth.load(Ordering::Acquire).min(MOST_CALLS);
         for memory in &holder.calls[..depth] {
             let count = memory.count.load(Ordering::Acquire).min(MOST_RANGES);
             for held in &memory.ranges[..count] {
-                let start = held.start.load(Ordering::Relaxed).max(range.start);
-                let end = held.end.load(Ordering::Relaxed).min(range.end);
-                if start < end {
-                    found(start..end);
-                }
+                tell(held.start.load(Ordering::Relaxed)..held.end.load(Ordering::Relaxed));
             }
         }
     }
@@ -184,6 +235,27 @@ mod tests {
         assert_eq!(holder.begin(), None);
         holder.end(0);
         assert!(held(all).is_empty());
+    }
+
+    #[test]
+    fn a_call_that_told_nobody_is_held_until_it_is_over() {
+        const BASE: usize = 0x7500_0000_0000;
+        static OVER: AtomicUsize = AtomicUsize::new(0);
+        for call in [1, 2] {
+            let start = BASE + call * 0x10_0000;
+            let pieces = [start + 10..start + 20, start + 0x3ff8..start + 0x4008];
+            hold_while(move || OVER.load(Ordering::Relaxed) < call, pieces);
+        }
+        let of = |call: usize| held(BASE + call * 0x10_0000..BASE + (call + 1) * 0x10_0000);
+        let first = BASE + 0x10_0000;
+        let expected = [first..first + 0x1000, first + 0x3000..first + 0x5000];
+        assert_eq!(of(1), expected);
+        assert_eq!(held(first + 0x4000..first + 0x4001).len(), 1);
+        OVER.store(1, Ordering::Relaxed);
+        assert!(of(1).is_empty());
+        assert_eq!(of(2).len(), 2);
+        OVER.store(2, Ordering::Relaxed);
+        assert!(of(2).is_empty());
     }
 
     #[test]

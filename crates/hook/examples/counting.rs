@@ -4,12 +4,12 @@
 //! `prctl(0x75737761, first, behind)` says so to whoever traces, with the range of this library's addresses.
 //! `HOOK_MODE`: `count` (default), `slow` (the same, and takes its time before each `read`:
 //! counters 500 and 501 tell how often that began and ended), `clobber` (the same, and destroys every register it may), `idle` (installed, not
-//! active), `unwanted` (active, nobody wants a number), `off`.
+//! active), `unwanted` (active, nobody wants a number), `noted` (calls are only noted, once a thread has made one), `off`.
 //! `HOOK_PLANS` names a file through which processes share what they find in libraries.
 //! `HOOK_REPORT=1` prints what was found to standard error, at the start and at the end.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use userswap_hook::{Call, Decision, Handlers, Plans};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use userswap_hook::{Call, Decision, Handlers, Note, Plans};
 use userswap_sys::file_ref::FileRef;
 
 const NUMBERS: usize = 512;
@@ -23,14 +23,24 @@ struct Counting {
     all: bool,
     clobbers: bool,
     slow: bool,
+    notes: bool,
 }
+
+/// What each thread notes: made before, as handlers cannot allocate.
+static NOTES: [Note; 1024] = [const { Note::new() }; 1024];
+static NOTES_USED: AtomicUsize = AtomicUsize::new(0);
 
 impl Handlers for Counting {
     fn wants(&self, _nr: usize) -> bool {
         self.all
     }
 
+    fn only_noted(&self, _nr: usize) -> bool {
+        self.notes
+    }
+
     fn before(&self, call: &mut Call) -> Decision {
+        self.note_from_now_on(call.stack);
         if let Some(count) = self.counts.get(call.nr) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -48,6 +58,18 @@ impl Handlers for Counting {
 }
 
 impl Counting {
+    /// The first call of a thread: the next ones from near here are noted.
+    fn note_from_now_on(&self, stack: usize) {
+        let word = userswap_hook::thread_word();
+        // SAFETY: the word is this thread's own.
+        if self.notes && unsafe { word.replace(1) } == 0 {
+            let at = NOTES_USED.fetch_add(1, Ordering::Relaxed);
+            if let Some(note) = NOTES.get(at) {
+                note.begin(&(stack - (64 << 10)..stack + (64 << 10)));
+            }
+        }
+    }
+
     /// Takes a while; who does not come to the end is missed in the second counter.
     fn stay(&self) {
         self.counts[STAYED].fetch_add(1, Ordering::Relaxed);
@@ -129,6 +151,7 @@ extern "C" fn start() {
         counts: counters(),
         all: mode != "unwanted",
         slow: mode == "slow",
+        notes: mode == "noted",
         clobbers: mode == "clobber" && std::arch::is_x86_feature_detected!("avx"),
     }));
     let plans = std::env::var_os("HOOK_PLANS").map(std::path::PathBuf::from);
@@ -166,6 +189,9 @@ extern "C" fn start() {
     let own = own_range();
     if mode != "idle" {
         userswap_hook::set_active(true);
+    }
+    if mode == "noted" {
+        assert!(userswap_hook::note_only(), "membarrier");
     }
     mark(own);
 }

@@ -22,8 +22,8 @@ fn main() {
         "{}: build the example `counting` first",
         library.display()
     );
-    let modes = ["off", "idle", "unwanted", "count"];
-    let mut best = [[f64::INFINITY; 3]; 4];
+    let modes = ["off", "idle", "unwanted", "noted", "count"];
+    let mut best = [[f64::INFINITY; 3]; 5];
     // By turns, so that all of them see the quiet moments of the machine.
     for _ in 0..TURNS {
         for (mode, best) in modes.iter().zip(&mut best) {

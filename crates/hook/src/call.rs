@@ -63,6 +63,13 @@ pub trait Handlers: Sync {
         true
     }
 
+    /// Whether calls with this number, among those looked at, need only be noted while nobody needs to hear of them: what they do
+    /// to memory is over when they return, and the handlers would change nothing about them. See [`crate::note_only`].
+    fn only_noted(&self, nr: usize) -> bool {
+        let _ = nr;
+        false
+    }
+
     /// Before the call is made.
     fn before(&self, call: &mut Call) -> Decision;
 

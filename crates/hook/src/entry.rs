@@ -1,20 +1,26 @@
 //! Where every rewritten site arrives: saves the program's registers, asks the handlers, makes the call.
 //!
 //! The contract of the `syscall` instruction is kept: `rcx`, `r11` and `rax` change, nothing else does, and the 128 bytes
-//! below the stack pointer belong to the program. Three ways through, cheapest first:
+//! below the stack pointer belong to the program. Four ways through, cheapest first:
 //!
 //! | when | cost |
 //! |---|---|
 //! | not active | one load, no flag touched, 8 bytes of stack |
 //! | nobody wants this number | flags saved, one byte looked up |
+//! | it need only be noted | the same, and a dozen stores (see `note`) |
 //! | otherwise | all registers saved (`xsave`), handlers called |
 //!
 //! The unwind rules say that the caller of this code is the program's own code behind its `syscall` instruction, so
 //! cancellation, exceptions and debuggers pass through it. They hold from the instruction after the stack pointer moves.
 
 use crate::call::NUMBERS;
-use crate::frame::{BELOW_RBP, Frame, LEGACY, REDZONE, SIGCANCEL, Thread, UNKNOWN};
-use crate::gate::{ACTIVE, CANCEL, SAVED_MASK, SAVED_SIZE, WANTED, after, before};
+use crate::frame::{
+    BELOW_RBP, Frame, LEGACY, NOT_YET, REDZONE, SIGCANCEL, SMALL_CFA, Thread, UNKNOWN,
+};
+use crate::gate::{
+    ACTIVE, ASKED, CANCEL, NOTE_ONLY, SAVED_MASK, SAVED_SIZE, WANTED, after, before,
+};
+use crate::note::Note;
 use crate::stub;
 use std::arch::global_asm;
 use std::mem::offset_of;
@@ -31,8 +37,8 @@ global_asm!(
     ".hidden userswap_hook_thread",
     ".type userswap_hook_thread, @object",
     "userswap_hook_thread:", // see `Thread`
-    ".zero 24",
-    ".size userswap_hook_thread, 24",
+    ".zero {THREAD}",
+    ".size userswap_hook_thread, {THREAD}",
     ".text",
     // Unwind rules: the program's stack pointer is rsp + bytes, and the record's address is in rcx, or on the stack.
     ".macro userswap_hook_cfa_rcx bytes",
@@ -135,10 +141,6 @@ global_asm!(
     "lea rsp, [rbp + {BELOW_RBP}]",
     "pop rbp",
     ".cfi_same_value rbp",
-    "userswap_hook_unsave",
-    ".endm",
-    // The record, the flags and the room of 128 bytes come off the stack.
-    ".macro userswap_hook_unsave",
     "userswap_hook_cfa_stack {REDZONE} + 16",
     "pop rcx",
     "userswap_hook_cfa_rcx {REDZONE} + 8",
@@ -147,13 +149,44 @@ global_asm!(
     "lea rsp, [rsp + {REDZONE}]",
     ".cfi_adjust_cfa_offset -{REDZONE}",
     ".endm",
+    // Where no handler runs only a few flags change: saved with the record, without those that are slow to restore.
+    // Changes r11.
     ".macro userswap_hook_save",
     "lea rsp, [rsp - {REDZONE}]",
     "userswap_hook_cfa_rcx {REDZONE}",
-    "pushfq",
+    "mov r11, rax",
+    "lahf",
+    "seto al",
+    "push rax",
     ".cfi_adjust_cfa_offset 8",
+    "mov rax, r11",
     "push rcx",
-    "userswap_hook_cfa_stack {REDZONE} + 16",
+    "userswap_hook_cfa_stack {SMALL_CFA}",
+    ".endm",
+    // The record, the flags and the room of 128 bytes come off the stack. Keeps rax; changes r11.
+    ".macro userswap_hook_unsave",
+    "userswap_hook_cfa_stack {SMALL_CFA}",
+    "mov r11, rax",
+    "mov rax, [rsp + 8]",
+    "add al, 127", // the overflow flag
+    "sahf",
+    "mov rax, r11",
+    "mov rcx, [rsp]",
+    "userswap_hook_cfa_rcx {SMALL_CFA}",
+    "lea rsp, [rsp + {SMALL_CFA}]",
+    "userswap_hook_cfa_rcx 0",
+    ".endm",
+    // The same, and keeps r11: the slow way.
+    ".macro userswap_hook_unsave_for_tail",
+    "userswap_hook_cfa_stack {SMALL_CFA}",
+    "xchg rax, [rsp + 8]",
+    "add al, 127",
+    "sahf",
+    "mov rcx, [rsp]",
+    "userswap_hook_cfa_rcx {SMALL_CFA}",
+    "mov rax, [rsp + 8]",
+    "lea rsp, [rsp + {SMALL_CFA}]",
+    "userswap_hook_cfa_rcx 0",
     ".endm",
     ".macro userswap_hook_begin name",
     ".p2align 4",
@@ -176,17 +209,20 @@ global_asm!(
     "mov rcx, r11",
     // Calls are looked at: is this one?
     "userswap_hook_save",
+    "userswap_hook_looked_at:",
     "cmp rax, {NUMBERS}",
     "jae 3f",
     "lea r11, [rip + {WANTED}]",
-    "cmp byte ptr [r11 + rax], 0",
-    "jne 3f",
+    "cmp byte ptr [r11 + rax], {BY_HANDLERS}",
+    "je 3f",
+    "ja 4f",
     ".cfi_remember_state",
     "syscall",
     "userswap_hook_unsave",
     "jmp [rcx + {NEXT}]",
     "3:",
     ".cfi_restore_state",
+    ".cfi_remember_state",
     "userswap_hook_unsave",
     "jmp userswap_hook_full",
     // Nobody looks: make the call with nothing changed.
@@ -199,6 +235,47 @@ global_asm!(
     "lea rsp, [rsp + {REDZONE} + 8]",
     "userswap_hook_cfa_rcx 0",
     "jmp [rcx + {NEXT}]",
+    // It need only be noted, if this thread has a note, is on its own stack, and is in no other such call.
+    "4:",
+    ".cfi_restore_state",
+    ".cfi_remember_state",
+    "mov rcx, qword ptr [rip + userswap_hook_thread@GOTTPOFF]",
+    "mov r11, fs:[rcx + {NOTE}]",
+    "test r11, r11",
+    "jz 3b",
+    "lea rcx, [rsp + {SMALL_CFA}]",
+    "cmp rcx, [r11 + {NOTE_LOW}]",
+    "jb 3b",
+    "cmp rcx, [r11 + {NOTE_HIGH}]",
+    "jae 3b",
+    "cmp [r11 + {NOTE_STACK}], rcx",
+    "ja 3b",
+    "mov [r11 + {NOTE_STACK}], rcx",
+    "mov qword ptr [r11 + {NOTE_NR}], {NOT_YET}",
+    "inc qword ptr [r11 + {NOTE_TURN}]",
+    "mov [r11 + {NOTE_ARGS}], rdi",
+    "mov [r11 + {NOTE_ARGS} + 8], rsi",
+    "mov [r11 + {NOTE_ARGS} + 16], rdx",
+    "mov [r11 + {NOTE_ARGS} + 24], r10",
+    "mov [r11 + {NOTE_ARGS} + 32], r8",
+    "mov [r11 + {NOTE_ARGS} + 40], r9",
+    "mov [r11 + {NOTE_NR}], rax",
+    // Only now: see `note`.
+    "cmp dword ptr [rip + {NOTE_ONLY}], 0",
+    "je 5f",
+    "syscall",
+    "mov rcx, qword ptr [rip + userswap_hook_thread@GOTTPOFF]",
+    "mov r11, fs:[rcx + {NOTE}]",
+    "test r11, r11", // a thread that shares this one's memory may have ended
+    "jz 6f",
+    "mov qword ptr [r11 + {NOTE_STACK}], 0",
+    "6:",
+    "userswap_hook_unsave",
+    "jmp [rcx + {NEXT}]",
+    "5:",
+    ".cfi_restore_state",
+    "mov qword ptr [r11 + {NOTE_STACK}], 0",
+    "jmp 3b",
     "userswap_hook_end userswap_hook_fast",
     // The handlers are asked.
     "userswap_hook_begin userswap_hook_full",
@@ -249,6 +326,8 @@ global_asm!(
     "je 7f",
     "3:",
     ".cfi_remember_state",
+    "cmp dword ptr [rip + {ACTIVE}], 0",
+    "jne userswap_hook_looked_at",
     "userswap_hook_unsave",
     "jmp userswap_hook_fast",
     "4:",
@@ -282,11 +361,11 @@ global_asm!(
     "lea rcx, [rip + {WANTED}]",
     "cmp byte ptr [rcx + rax], 0",
     "je 8f",
-    "userswap_hook_unsave",
+    "userswap_hook_unsave_for_tail",
     "jmp userswap_hook_tail",
     "8:",
     ".cfi_restore_state",
-    "userswap_hook_unsave",
+    "userswap_hook_unsave_for_tail",
     "jmp [r11]",
     "userswap_hook_end userswap_hook_careful",
     // The handlers are asked, and then everything is put back before the call is made in the tail.
@@ -353,11 +432,14 @@ global_asm!(
     ".purgem userswap_hook_unframe",
     ".purgem userswap_hook_save",
     ".purgem userswap_hook_unsave",
+    ".purgem userswap_hook_unsave_for_tail",
     ".purgem userswap_hook_begin",
     ".purgem userswap_hook_end",
     ".purgem userswap_hook_behind",
     REDZONE = const REDZONE,
     BELOW_RBP = const BELOW_RBP,
+    THREAD = const size_of::<Thread>(),
+    SMALL_CFA = const SMALL_CFA,
     CFA = const size_of::<Frame>() + REDZONE,
     RECORD_LOW = const (offset_of!(Frame, record) & 0x7f) | 0x80,
     RECORD_HIGH = const offset_of!(Frame, record) >> 7,
@@ -374,6 +456,15 @@ global_asm!(
     UNKNOWN = const UNKNOWN,
     INSIDE = const offset_of!(Thread, inside),
     PENDING = const offset_of!(Thread, pending),
+    NOTE = const offset_of!(Thread, note),
+    NOTE_LOW = const offset_of!(Note, low),
+    NOTE_HIGH = const offset_of!(Note, high),
+    NOTE_STACK = const offset_of!(Note, stack),
+    NOTE_TURN = const offset_of!(Note, turn),
+    NOTE_NR = const offset_of!(Note, nr),
+    NOTE_ARGS = const offset_of!(Note, args),
+    NOT_YET = const NOT_YET.cast_signed(),
+    BY_HANDLERS = const ASKED,
     SIGCANCEL = const SIGCANCEL,
     GETPID = const libc::SYS_getpid,
     GETTID = const libc::SYS_gettid,
@@ -399,6 +490,7 @@ global_asm!(
     RT_SIGRETURN = const libc::SYS_rt_sigreturn,
     ACTIVE = sym ACTIVE,
     WANTED = sym WANTED,
+    NOTE_ONLY = sym NOTE_ONLY,
     SAVED_MASK = sym SAVED_MASK,
     SAVED_SIZE = sym SAVED_SIZE,
     before = sym before,

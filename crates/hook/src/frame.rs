@@ -1,6 +1,7 @@
 //! What lies on the stack while the handlers run, and what each thread has.
 
 use crate::call::Call;
+use crate::note::Note;
 use crate::stub;
 use std::arch::asm;
 use std::mem::offset_of;
@@ -25,6 +26,8 @@ pub(crate) struct Frame {
 
 /// Behind a tail nothing is left of what was before.
 pub(crate) const UNKNOWN: usize = 2;
+/// In the place of a call's number: what is noted is not complete.
+pub(crate) const NOT_YET: usize = usize::MAX;
 /// The signal that libc cancels threads with (`SIGRTMIN - 2`).
 pub(crate) const SIGCANCEL: usize = 32;
 
@@ -41,10 +44,14 @@ pub(crate) struct Thread {
     _unused: u32,
     /// The handlers' own: see [`crate::thread_word`].
     pub(crate) word: usize,
+    /// Where calls are noted; null: nowhere.
+    pub(crate) note: *const Note,
 }
 
 /// The bytes below the stack pointer that are the program's.
 pub(crate) const REDZONE: usize = 128;
+/// Where the program's stack pointer is above ours while flags and record are all that is saved.
+pub(crate) const SMALL_CFA: usize = REDZONE + 16;
 /// How much of the frame lies below the saved `rbp`.
 pub(crate) const BELOW_RBP: usize = offset_of!(Frame, rbp);
 

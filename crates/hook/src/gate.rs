@@ -16,8 +16,16 @@ static WIRED: OnceLock<Wired> = OnceLock::new();
 /// Whether calls are looked at. Read by the entry code without ordering: who turns it on must not rely on calls that
 /// have begun already.
 pub(crate) static ACTIVE: AtomicU32 = AtomicU32::new(0);
-/// For each number, whether calls are looked at. Written before [`ACTIVE`] is.
+/// For each number, whether calls are looked at: [`UNWANTED`], [`ASKED`] or [`NOTED`]. Written before [`ACTIVE`] is.
 pub(crate) static WANTED: [AtomicU8; NUMBERS] = [const { AtomicU8::new(0) }; NUMBERS];
+/// Nobody looks at these calls.
+const UNWANTED: u8 = 0;
+/// The handlers are asked.
+pub(crate) const ASKED: u8 = 1;
+/// The same, but while notes are enough they are only noted.
+const NOTED: u8 = 2;
+/// Whether notes are enough. Read by the entry code without ordering, behind the note: see `note`.
+pub(crate) static NOTE_ONLY: AtomicU32 = AtomicU32::new(0);
 /// The state components that `xsave` saves, and the room they take. Written before any site is rewritten.
 pub(crate) static SAVED_MASK: AtomicU32 = AtomicU32::new(0);
 pub(crate) static SAVED_SIZE: AtomicU32 = AtomicU32::new(0);
@@ -38,10 +46,12 @@ pub(crate) fn wire(wired: Wired) -> bool {
 
 /// Finds out what has to be saved; `false` where the processor cannot do it.
 pub(crate) fn prepare() -> bool {
-    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
     let features = __cpuid_count(1, 0).ecx;
     let saves = __cpuid_count(0xd, 1).eax;
-    if features & (1 << 27) == 0 || saves & 0b10 == 0 {
+    // lahf, which the entry code keeps flags with, is everywhere where xsavec is.
+    let keeps_flags = __cpuid(0x8000_0001).ecx & 1 != 0;
+    if features & (1 << 27) == 0 || saves & 0b10 == 0 || !keeps_flags {
         return false;
     }
     // SAFETY: the processor and the system have xsave (OSXSAVE is set), so the register can be read.
@@ -59,7 +69,20 @@ pub(crate) fn prepare() -> bool {
 /// Says which numbers are looked at.
 pub(crate) fn want(wants: impl Fn(usize) -> bool) {
     for (nr, wanted) in WANTED.iter().enumerate() {
-        wanted.store(u8::from(wants(nr)), Ordering::Relaxed);
+        let wanted_now = if wants(nr) { ASKED } else { UNWANTED };
+        wanted.store(wanted_now, Ordering::Relaxed);
+    }
+}
+
+/// Says whether notes are enough.
+pub(crate) fn note_only(enough: bool) {
+    let Some(wired) = WIRED.get() else { return };
+    // Calls of other threads are rightly treated in either way meanwhile: it is this word that decides, and it is looked at last.
+    NOTE_ONLY.store(u32::from(enough), Ordering::SeqCst);
+    for (nr, wanted) in WANTED.iter().enumerate() {
+        if wanted.load(Ordering::Relaxed) != UNWANTED && wired.handlers.only_noted(nr) {
+            wanted.store(if enough { NOTED } else { ASKED }, Ordering::Relaxed);
+        }
     }
 }
 
@@ -72,7 +95,7 @@ pub(crate) fn set_active(active: bool) {
 pub(crate) fn wanted(nr: usize) -> bool {
     WANTED
         .get(nr)
-        .is_none_or(|w| w.load(Ordering::Relaxed) != 0)
+        .is_none_or(|w| w.load(Ordering::Relaxed) != UNWANTED)
 }
 
 fn bypassed() -> bool {

@@ -16,6 +16,7 @@
 //! | `packed`, `known` | plans kept for other processes |
 //! | `stub` | what a site jumps to |
 //! | `frame`, `gate` | what lies on the stack while handlers run; whether and whom to ask |
+//! | `note` | calls that are only noted |
 //! | `entry` | saving registers, asking the gate, making the call (assembly) |
 //! | `room` | a stack to look at code on |
 //! | `patch` | writing stubs and jumps into the process |
@@ -35,6 +36,7 @@ mod image;
 mod install;
 mod known;
 mod maps;
+mod note;
 mod packed;
 mod patch;
 mod piece;
@@ -50,4 +52,5 @@ pub use install::{
     Error, Inspection, coverage, inspect, install, is_dynamic, set_active, while_code_stays,
 };
 pub use known::Plans;
+pub use note::{Note, hear_of_all, note_only};
 pub use table::{Access, Knowledge, Span, is_known, memory_of, uses_memory};

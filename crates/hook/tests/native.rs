@@ -6,7 +6,7 @@ use common::{compile, counting_library, run_hooked, run_plain, scratch};
 use std::path::Path;
 use std::process::{Command, Output};
 
-const MODES: [&str; 3] = ["count", "unwanted", "idle"];
+const MODES: [&str; 4] = ["count", "unwanted", "noted", "idle"];
 
 fn assert_ok(output: &Output, what: &str) {
     assert!(

@@ -115,7 +115,7 @@ impl Alternate {
         let (start, end) = self.ours.get();
         let on_it = flags & DISABLE == 0 && (start..end).contains(&call.stack);
         if new != 0 {
-            let Some([address, flags, bytes]) = words::<3>(new) else {
+            let Some([address, flags, bytes]) = words::<3>(new, &(0..0)) else {
                 return error(libc::EFAULT);
             };
             let (flags, mode) = (flags as u32, flags as u32 & !AUTODISARM);

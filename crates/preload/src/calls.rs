@@ -13,7 +13,7 @@ use userswap_sys::signals::Blocked;
 use crate::maps::LEAST;
 use crate::stop::{Why, stop};
 use crate::threads::Thread;
-use crate::{exit, forks, kept, masks, memory, monitor, raw, rings, special, stacks, state};
+use crate::{exit, forks, kept, masks, memory, monitor, noted, raw, rings, special, stacks, state};
 
 /// The calls looked at.
 const WANTED: [c_long; 21] = [
@@ -64,6 +64,10 @@ impl Handlers for Calls {
                     || WANTED_INLINE.contains(&number))
     }
 
+    fn only_noted(&self, nr: usize) -> bool {
+        state::is_inline() && noted::is_only_noted(nr)
+    }
+
     fn before(&self, call: &mut Call) -> Decision {
         if state::is_starting() {
             return Decision::Run;
@@ -75,6 +79,10 @@ impl Handlers for Calls {
             return change_process(call);
         };
         monitor::look_at_code();
+        if noted::is_only_noted(call.nr) {
+            let _ = memory::begin(thread, call);
+            return Decision::Run;
+        }
         memory::refuse(call);
         if call.nr as c_long == libc::SYS_exit {
             memory::keep_robust_list();
@@ -93,6 +101,12 @@ impl Handlers for Calls {
 
     fn after(&self, call: &Call, result: isize) {
         if state::is_starting() {
+            return;
+        }
+        if state::is_inline() && noted::is_only_noted(call.nr) {
+            if let Some(thread) = Thread::current() {
+                memory::end(thread, call);
+            }
             return;
         }
         let side = if makes_process(call) {

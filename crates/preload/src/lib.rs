@@ -4,7 +4,7 @@
 //! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `tree`
 //! (the limit shared with other processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine runs), `kept` (files about the process),
 //! `files` (pages of files leave first), `exit` (what is said at the end), `monitor` (the thread that watches memory use); for inline mode `stop` (where it cannot
-//! be), `alternate` (stacks for handlers), `threads` (what is known of each), `memory` (what system calls use), `masks` (SIGBUS); `rings` (io_uring), `special` (calls that few programs make); `calls` (the program's system
+//! be), `alternate` (stacks for handlers), `threads` (what is known of each), `memory` (what system calls use), `noted` (calls before the engine starts), `masks` (SIGBUS); `rings` (io_uring), `special` (calls that few programs make); `calls` (the program's system
 //! calls), `start` (this file).
 
 mod alloc;
@@ -19,6 +19,7 @@ mod maps;
 mod masks;
 mod memory;
 mod monitor;
+mod noted;
 mod raw;
 mod rings;
 mod special;
@@ -77,7 +78,9 @@ extern "C" fn start() {
             stop::stop(stop::Why::Unreadable);
         }
         monitor::note_main_thread();
+        memory::note_constants();
         masks::start();
+        noted::begin();
     }
     // SAFETY: a function that lives as long as the library, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(in_child)) };

@@ -85,10 +85,10 @@ pub(crate) fn before(thread: &Thread, number: usize, call: &mut Call) -> Option<
         libc::SYS_sigaltstack if !thread.is_borrowed() => {
             return Some(thread.alternate.change(call));
         }
-        libc::SYS_rt_sigsuspend => open(now, call, 0, 1),
-        libc::SYS_ppoll => open(now, call, 3, 4),
-        libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => open(now, call, 4, 5),
-        libc::SYS_pselect6 | SYS_IO_PGETEVENTS => open_sized(now, call),
+        libc::SYS_rt_sigsuspend => open(thread, now, call, [0, 1]),
+        libc::SYS_ppoll => open(thread, now, call, [3, 4]),
+        libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => open(thread, now, call, [4, 5]),
+        libc::SYS_pselect6 | SYS_IO_PGETEVENTS => open_sized(thread, now, call),
         // What is executed begins with the mask that the program believes in.
         libc::SYS_execve | libc::SYS_execveat if thread.blocks_bus.get() => {
             kernel::set_mask(kernel::mask() | BUS);
@@ -131,7 +131,7 @@ pub(crate) fn after(thread: &Thread, call: &Call, result: isize) {
 /// Adds SIGBUS to a mask that the kernel has just written; 0: it has not.
 fn add_bus(at: usize) {
     if at != 0
-        && let Some([mask]) = words::<1>(at)
+        && let Some([mask]) = words::<1>(at, &(0..0))
     {
         write_words(at, [mask | BUS]);
     }
@@ -141,7 +141,7 @@ fn change_mask(thread: &Thread, now: &InFlight, call: &mut Call) {
     if call.args[1] == 0 || call.args[3] != MASK_LEN {
         return;
     }
-    let Some([mask]) = words::<1>(call.args[1]) else {
+    let Some([mask]) = words::<1>(call.args[1], &thread.stack_above(call)) else {
         return;
     };
     let has = mask & BUS != 0;
@@ -166,11 +166,11 @@ fn lend(now: &InFlight, words: [u64; 4]) -> usize {
 }
 
 /// A mask for the time of a call.
-fn open(now: &InFlight, call: &mut Call, mask: usize, len: usize) {
+fn open(thread: &Thread, now: &InFlight, call: &mut Call, [mask, len]: [usize; 2]) {
     if call.args[mask] == 0 || call.args[len] != MASK_LEN {
         return;
     }
-    if let Some([set]) = words::<1>(call.args[mask])
+    if let Some([set]) = words::<1>(call.args[mask], &thread.stack_above(call))
         && set & BUS != 0
     {
         call.args[mask] = lend(now, [set & !BUS, 0, 0, 0]);
@@ -178,14 +178,15 @@ fn open(now: &InFlight, call: &mut Call, mask: usize, len: usize) {
 }
 
 /// The same, where the last argument is a pointer to the mask's address and length.
-fn open_sized(now: &InFlight, call: &mut Call) {
-    let Some([at, len]) = words::<2>(call.args[5]) else {
+fn open_sized(thread: &Thread, now: &InFlight, call: &mut Call) {
+    let readable = thread.stack_above(call);
+    let Some([at, len]) = words::<2>(call.args[5], &readable) else {
         return;
     };
     if at == 0 || len as usize != MASK_LEN {
         return;
     }
-    if let Some([set]) = words::<1>(at as usize)
+    if let Some([set]) = words::<1>(at as usize, &readable)
         && set & BUS != 0
     {
         let lent = lend(now, [set & !BUS, 0, 0, 0]);
@@ -220,7 +221,9 @@ fn change_other_action(thread: &Thread, now: &InFlight, call: &mut Call) {
     if call.args[1] == 0 || call.args[3] != MASK_LEN {
         return;
     }
-    let Some([handler, flags, restorer, mask]) = words::<4>(call.args[1]) else {
+    let Some([handler, flags, restorer, mask]) =
+        words::<4>(call.args[1], &thread.stack_above(call))
+    else {
         return;
     };
     let has = mask & BUS != 0;
@@ -247,7 +250,8 @@ fn change_action(thread: &Thread, call: &Call) -> Decision {
     }
     let before = signals::earlier();
     if new != 0 {
-        let Some([handler, flags, restorer, mask]) = words::<4>(new) else {
+        let Some([handler, flags, restorer, mask]) = words::<4>(new, &thread.stack_above(call))
+        else {
             return fault;
         };
         // A child that borrows this memory has actions of its own, which end with it or with what it executes.

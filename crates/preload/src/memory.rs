@@ -6,8 +6,9 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use libc::c_long;
+use libc::{c_int, c_long};
 use userswap_hook::{Access, Call, Knowledge, Span, memory_of, uses_memory};
 use userswap_sys::{PAGE_SIZE, cpu};
 
@@ -63,7 +64,7 @@ pub(crate) fn makes(call: &Call) -> bool {
 }
 
 /// Notes the call, holds what it uses, and has it in memory. Returns the call's number in its thread.
-pub(crate) fn begin(thread: &Thread, call: &mut Call) -> Option<usize> {
+pub(crate) fn begin(thread: &'static Thread, call: &mut Call) -> Option<usize> {
     let number = thread.begin(call, makes(call))?;
     call.data = number + 1;
     if !uses_memory(call.nr) {
@@ -202,14 +203,73 @@ fn is_thread_of_ours(number: usize) -> bool {
     call(libc::SYS_tgkill, [own, number, 0, 0, 0, 0]) == 0
 }
 
+/// Constants of libc and of the program, which stay mapped and readable as long as the process lives: names of files often stand
+/// there.
+static CONSTANTS: [[AtomicUsize; 2]; 8] = [const { [const { AtomicUsize::new(0) }; 2] }; 8];
+
+/// Notes them. More than there is room for are as other memory is.
+pub(crate) fn note_constants() {
+    unsafe extern "C" fn note(
+        object: *mut libc::dl_phdr_info,
+        _: libc::size_t,
+        room: *mut libc::c_void,
+    ) -> c_int {
+        // SAFETY: what the dynamic linker lends for this call, and what `note_constants` lent to it.
+        let (object, room) = unsafe { (&*object, &mut *room.cast::<Room>()) };
+        // SAFETY: the headers of an object that is loaded.
+        let headers =
+            unsafe { std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)) };
+        let loaded = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD;
+        let range = |header: &libc::Elf64_Phdr| {
+            let start = (object.dlpi_addr + header.p_vaddr) as usize;
+            start..start + header.p_filesz as usize
+        };
+        let in_libc = libc::getauxval as *const () as usize;
+        let mut segments = headers.iter().filter(loaded);
+        // The program comes first.
+        let is_program = std::mem::replace(&mut room.is_first, false);
+        if is_program || segments.any(|header| range(header).contains(&in_libc)) {
+            let constant = |header: &&libc::Elf64_Phdr| {
+                header.p_flags & libc::PF_W == 0 && header.p_flags & libc::PF_R != 0
+            };
+            for header in headers.iter().filter(loaded).filter(constant) {
+                let Some([start, end]) = room.free.next() else {
+                    return 1;
+                };
+                let range = range(header);
+                // The end last: it is what makes it a range. There is only this thread yet.
+                start.store(range.start, Ordering::Relaxed);
+                end.store(range.end, Ordering::Relaxed);
+            }
+        }
+        0
+    }
+    struct Room {
+        is_first: bool,
+        free: std::slice::Iter<'static, [AtomicUsize; 2]>,
+    }
+    let mut room = Room {
+        is_first: true,
+        free: CONSTANTS.iter(),
+    };
+    // SAFETY: calls `note` while it runs, with the room that it is lent.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut room).cast()) };
+}
+
+/// Whether all of `range` is constant.
+fn is_constant(range: &Range<usize>) -> bool {
+    CONSTANTS.iter().any(|[start, end]| {
+        start.load(Ordering::Relaxed) <= range.start && range.end <= end.load(Ordering::Relaxed)
+    })
+}
+
 /// Copies the program's memory at `at`; `false`: there is none. What lies in `readable` is known to be there.
-fn copy(at: usize, bytes: &mut [u8], readable: &Range<usize>) -> bool {
-    if readable.start <= at
-        && at
-            .checked_add(bytes.len())
-            .is_some_and(|end| end <= readable.end)
-    {
-        // SAFETY: in the part of this thread's stack that its callers use.
+pub(crate) fn copy(at: usize, bytes: &mut [u8], readable: &Range<usize>) -> bool {
+    let Some(end) = at.checked_add(bytes.len()) else {
+        return false;
+    };
+    if readable.start <= at && end <= readable.end || is_constant(&(at..end)) {
+        // SAFETY: in the part of this thread's stack that its callers use, or among constants that stay.
         unsafe { std::ptr::copy_nonoverlapping(at as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         return true;
     }
@@ -221,17 +281,10 @@ fn copy(at: usize, bytes: &mut [u8], readable: &Range<usize>) -> bool {
     )
 }
 
-/// Copies words of the program's at `at`, if they can be read.
-pub(crate) fn words<const N: usize>(at: usize) -> Option<[u64; N]> {
-    let mut words = [0; N];
-    let len = size_of_val(&words);
-    transfer(
-        libc::SYS_process_vm_readv,
-        at,
-        words.as_mut_ptr().cast(),
-        len,
-    )
-    .then_some(words)
+/// Copies words of the program's at `at`, if they can be read. What lies in `readable` is known to be there.
+pub(crate) fn words<const N: usize>(at: usize, readable: &Range<usize>) -> Option<[u64; N]> {
+    let mut bytes = [[0; 8]; N];
+    copy(at, bytes.as_flattened_mut(), readable).then(|| bytes.map(u64::from_ne_bytes))
 }
 
 /// Writes words to the program's memory at `at`; `false`: it cannot be written.
@@ -264,7 +317,7 @@ fn transfer(nr: c_long, at: usize, own: *mut u8, len: usize) -> bool {
 /// Whether this host lets a process read its own memory so.
 pub(crate) fn can_read() -> bool {
     let known = [0x5eed_u64];
-    words::<1>(known.as_ptr() as usize) == Some(known)
+    words::<1>(known.as_ptr() as usize, &(0..0)) == Some(known)
 }
 
 /// Robust locks that the thread holds and that the kernel marks when it is gone: they stay.
@@ -279,7 +332,7 @@ pub(crate) fn keep_robust_list() {
         return;
     }
     // First of the list, distance from there to the lock's word, the one being locked.
-    let Some([first, offset, pending]) = words::<3>(head) else {
+    let Some([first, offset, pending]) = words::<3>(head, &(0..0)) else {
         return;
     };
     let lock = |entry: u64| (entry & !1).wrapping_add(offset) as usize;
@@ -291,7 +344,9 @@ pub(crate) fn keep_robust_list() {
         let at = (entry & !1) as usize;
         keep_in(at..at + 8);
         keep_in(lock(entry)..lock(entry) + 4);
-        let Some([next]) = words::<1>(at) else { break };
+        let Some([next]) = words::<1>(at, &(0..0)) else {
+            break;
+        };
         entry = next;
     }
     if pending & !1 != 0 {
@@ -316,13 +371,28 @@ mod tests {
         assert!(can_read());
         let mut mine = [1_u64, 2, 3];
         let at = mine.as_mut_ptr() as usize;
-        assert_eq!(words::<2>(at + 8), Some([2, 3]));
+        assert_eq!(words::<2>(at + 8, &(0..0)), Some([2, 3]));
+        assert_eq!(words::<2>(at + 8, &(at..at + 24)), Some([2, 3]));
         assert!(write_words(at, [7, 8]));
-        assert_eq!(words::<3>(at), Some([7, 8, 3]));
-        assert_eq!(words::<1>(8), None);
+        assert_eq!(words::<3>(at, &(0..0)), Some([7, 8, 3]));
+        assert_eq!(words::<1>(8, &(0..0)), None);
         assert!(!write_words(8, [1]));
         let mut bytes = [0; 8];
         assert!(!copy(8, &mut bytes, &(0x1000..0x2000)));
+    }
+
+    #[test]
+    fn constants_are_those_of_the_program_and_of_libc() {
+        note_constants();
+        let is = |at: *const u8| is_constant(&(at as usize..at as usize + 1));
+        assert!(is(c"of the program".as_ptr().cast()));
+        assert!(is(libc::getpid as *const () as *const u8));
+        static VARIABLE: AtomicUsize = AtomicUsize::new(7);
+        assert!(!is((&raw const VARIABLE).cast()));
+        assert!(!is(Box::new(7_u8).as_ref()));
+        let mut bytes = [0; 7];
+        assert!(copy(c"program".as_ptr() as usize, &mut bytes, &(0..0)));
+        assert_eq!(&bytes, b"program");
     }
 
     #[test]

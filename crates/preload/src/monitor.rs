@@ -14,7 +14,7 @@ use userswap_sys::{futex, mapping, own};
 use crate::config::Config;
 use crate::files::Files;
 use crate::tree::Tree;
-use crate::{calls, exit, kept, maps, masks, stacks, state, stop};
+use crate::{calls, exit, kept, maps, masks, noted, stacks, state, stop};
 
 /// How fast a program can take memory, in bytes a second: two CPUs that write zeros.
 const FASTEST: u64 = 4 << 30;
@@ -205,6 +205,10 @@ pub(crate) fn refuse(why: &str) {
             std::process::id()
         ));
     }
+    // For good: there will be no engine. Not where a call of ours could be the end of the process.
+    if state::is_inline() && state::engine().is_none() && !is_confined() {
+        noted::begin();
+    }
 }
 
 fn watch(config: &'static Config) {
@@ -318,6 +322,10 @@ fn begin(config: &Config, limit: u64) {
     } else {
         FaultMode::Thread
     };
+    // Before anybody can take anything on.
+    if config.inline && !noted::end() {
+        return refuse("this host has refused a barrier for the program's threads (membarrier)");
+    }
     let builder = Engine::builder()
         .device(config.device.clone())
         .limit(limit)

@@ -42,7 +42,7 @@ const FLAGS: u16 = 2;
 pub(crate) fn set_up(call: &Call, make: impl FnOnce() -> isize) -> Decision {
     // Entries; flags and a CPU.
     let parameters = call.args[1];
-    let Some([entries, flags]) = words::<2>(parameters) else {
+    let Some([entries, flags]) = words::<2>(parameters, &(0..0)) else {
         return Decision::Run;
     };
     if flags & SETUP_DISABLED != 0 {
@@ -54,7 +54,7 @@ pub(crate) fn set_up(call: &Call, make: impl FnOnce() -> isize) -> Decision {
         return Decision::Run;
     }
     let ring = make();
-    let answered = words::<2>(parameters);
+    let answered = words::<2>(parameters, &(0..0));
     if let Some([entries, flags]) = answered {
         write_words(parameters, [entries, flags & !SETUP_DISABLED]);
     }

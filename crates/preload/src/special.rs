@@ -108,15 +108,15 @@ const EVENTS: u64 = EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP;
 fn leave_to_others(call: &Call) {
     let words = match call.args[1] as u32 {
         UFFDIO_API => {
-            let words = memory::words::<2>(call.args[2]);
+            let words = memory::words::<2>(call.args[2], &(0..0));
             if words.is_some_and(|[_, features]| features & EVENTS != 0) {
                 stop(Why::Faults);
             }
             return;
         }
-        UFFDIO_REGISTER => memory::words::<2>(call.args[2]),
+        UFFDIO_REGISTER => memory::words::<2>(call.args[2], &(0..0)),
         // Where to; where from, how many.
-        UFFDIO_MOVE => memory::words::<3>(call.args[2]).map(|[_, from, len]| [from, len]),
+        UFFDIO_MOVE => memory::words::<3>(call.args[2], &(0..0)).map(|[_, from, len]| [from, len]),
         _ => return,
     };
     let Some([start, len]) = words.map(|words| words.map(|word| word as usize)) else {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use userswap::held::{Holder, MOST_CALLS};
-use userswap_hook::{Bypass, Call, thread_word};
+use userswap_hook::{Bypass, Call, Note, thread_word};
 use userswap_sys::signals::Blocked;
 use userswap_sys::{cpu, own};
 
@@ -23,6 +23,8 @@ pub(crate) struct Thread {
     /// Made before this one.
     next: *const Thread,
     pub(crate) holder: &'static Holder,
+    /// The call it is in, where that is only noted.
+    note: Note,
     /// Its first address and its end; equal: not known yet.
     stack: Cell<(usize, usize)>,
     /// One of ours: none of its calls is the program's.
@@ -83,6 +85,7 @@ impl Thread {
             in_use: AtomicBool::new(true),
             next: LAST.load(Ordering::Acquire),
             holder: Holder::make(),
+            note: Note::new(),
             stack: Cell::new((0, 0)),
             ours: Cell::new(false),
             blocks_bus: Cell::new(false),
@@ -104,8 +107,8 @@ impl Thread {
     fn all() -> impl Iterator<Item = &'static Self> {
         let mut at = LAST.load(Ordering::Acquire).cast_const();
         std::iter::from_fn(move || {
-            // SAFETY: null, or from `take`: never freed. What is not the owner's to touch is not touched: `in_use`, `next`
-            // and `holder` are for all.
+            // SAFETY: null, or from `take`: never freed. What is not the owner's to touch is not touched: `in_use`, `next`,
+            // `holder` and `note` are for all.
             let thread = unsafe { at.as_ref() }?;
             at = thread.next;
             Some(thread)
@@ -116,13 +119,19 @@ impl Thread {
     pub(crate) fn is_the_only_one(&self) {
         for other in Self::all().filter(|other| !std::ptr::eq(*other, self)) {
             other.holder.end(0);
+            other.note.clear();
             other.in_use.store(false, Ordering::Release);
         }
     }
 
+    /// What threads have noted of the calls that they are in.
+    pub(crate) fn notes() -> impl Iterator<Item = &'static Note> {
+        Self::all().map(|thread| &thread.note)
+    }
+
     /// A call begins; returns its number. `None`: nothing is kept of it, and nothing is swapped out any more, or the thread is
     /// ours.
-    pub(crate) fn begin(&self, call: &Call, makes: bool) -> Option<usize> {
+    pub(crate) fn begin(&'static self, call: &Call, makes: bool) -> Option<usize> {
         let on_own_stack = self.is_on_own_stack(call.stack);
         if !on_own_stack && stacks::containing(call.stack).is_none() {
             if own::is_thread(cpu::thread()) {
@@ -147,12 +156,13 @@ impl Thread {
         Some(number)
     }
 
-    fn is_on_own_stack(&self, at: usize) -> bool {
+    fn is_on_own_stack(&'static self, at: usize) -> bool {
         let (start, end) = self.stack.get();
         if start == end
             && let Some(stack) = stacks::containing(at)
         {
             self.stack.set((stack.start, stack.end));
+            self.note.begin(&stack);
             return true;
         }
         (start..end).contains(&at)
@@ -161,6 +171,9 @@ impl Thread {
     /// Calls that a handler jumped out of are over: those made further down the stack than this one. And those made on the
     /// stack of handlers, when this is not.
     fn end_stale(&self, stack: usize, on_own_stack: bool) {
+        if on_own_stack {
+            self.note.end_stale(stack);
+        }
         while let Some(last) = self.holder.depth().checked_sub(1) {
             let before = &self.calls[last];
             let stale = on_own_stack && (!before.on_own_stack.get() || before.stack.get() <= stack);
@@ -207,6 +220,7 @@ impl Thread {
     pub(crate) fn ends(&self) {
         let (_blocked, _bypass) = (Blocked::new(), Bypass::new());
         self.alternate.end();
+        self.note.end();
         self.holder.end(0);
         // SAFETY: the word is this thread's.
         unsafe { thread_word().write_volatile(0) };

@@ -231,6 +231,21 @@ impl Walk<'_> {
         }
     }
 
+    /// Copies neighbouring words that were told before.
+    pub(crate) fn words(&mut self, address: usize, words: &mut [usize]) -> bool {
+        let mut bytes = [0; 32 * size_of::<usize>()];
+        let bytes = &mut bytes[..size_of_val(words)];
+        let fits = address.checked_add(bytes.len()).is_some();
+        if !fits || !(self.read)(address, bytes) {
+            self.at_least();
+            return false;
+        }
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = usize::from_ne_bytes(*bytes);
+        }
+        true
+    }
+
     pub(crate) fn word(&mut self, address: usize) -> Option<usize> {
         self.copy(address).map(usize::from_ne_bytes)
     }
@@ -252,11 +267,9 @@ impl Walk<'_> {
     pub(crate) fn text_up_to(&mut self, address: usize, most: usize) {
         let mut at = address;
         let mut left = most;
-        let mut chunk = [0; 64];
+        let mut chunk = [0; 256];
         while left > 0 && at != 0 {
-            let len = left
-                .min(chunk.len() - at % chunk.len())
-                .min(PAGE - at % PAGE);
+            let len = left.min(chunk.len()).min(PAGE - at % PAGE);
             self.reads(at, 1);
             if !(self.read)(at, &mut chunk[..len]) {
                 self.at_least();

@@ -29,14 +29,20 @@ pub(crate) fn vector(walk: &mut Walk<'_>, at: usize, count: usize, access: Acces
         return;
     }
     walk.reads(at, count * BUFFER);
-    for i in 0..count {
-        let (Some(base), Some(len)) = (walk.word(at + i * BUFFER), walk.word(at + i * BUFFER + 8))
-        else {
+    for first in (0..count).step_by(AT_ONCE) {
+        let here = (count - first).min(AT_ONCE);
+        let mut words = [0; AT_ONCE * 2];
+        if !walk.words(at + first * BUFFER, &mut words[..here * 2]) {
             return;
-        };
-        walk.tell(base, len, access, kept);
+        }
+        for buffer in words[..here * 2].chunks_exact(2) {
+            walk.tell(buffer[0], buffer[1], access, kept);
+        }
     }
 }
+
+/// Buffers that are read at once: each reading takes as long as a system call.
+const AT_ONCE: usize = 16;
 
 pub(crate) fn message_read(walk: &mut Walk<'_>, at: usize) {
     message(walk, at, Access::Read);
@@ -58,14 +64,13 @@ fn message(walk: &mut Walk<'_>, at: usize, access: Access) {
         Access::ReadWrite
     };
     walk.tell(at, MESSAGE, own, false);
-    let Some(name) = walk.word(at) else { return };
-    let name_len = walk.word(at + 8).unwrap_or(0) as u32 as usize;
-    walk.tell(name, name_len, access, false);
-    let control = walk.word(at + 32).unwrap_or(0);
-    let control_len = walk.word(at + 40).unwrap_or(0);
+    let mut words = [0; MESSAGE / 8];
+    if !walk.words(at, &mut words) {
+        return;
+    }
+    let [name, name_len, buffers, count, control, control_len, _] = words;
+    walk.tell(name, name_len as u32 as usize, access, false);
     walk.tell(control, control_len, access, false);
-    let buffers = walk.word(at + 16).unwrap_or(0);
-    let count = walk.word(at + 24).unwrap_or(0);
     vector(walk, buffers, count, access, false);
 }
 
@@ -107,7 +112,9 @@ pub(crate) fn file_set(walk: &mut Walk<'_>, at: usize) {
 /// A pointer to a signal set, and its length.
 pub(crate) fn sized_mask(walk: &mut Walk<'_>, at: usize) {
     walk.reads(at, 16);
-    if let (Some(set), Some(len)) = (walk.word(at), walk.word(at + 8)) {
+    let mut words = [0; 2];
+    if walk.words(at, &mut words) {
+        let [set, len] = words;
         walk.reads(set, len.min(super::PAGE));
     }
 }
