@@ -403,7 +403,7 @@ pub(crate) fn look_at_code() {
 /// What the main thread needs that was mapped before this library came: its stack, as far as it may grow, and its
 /// thread-local memory.
 pub(crate) fn note_main_thread() {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps = kept::MAPS.read_all().unwrap_or_default();
     let here = 0_u8;
     let stack = std::ptr::from_ref(&here) as usize;
     let fits = maps::containing(&maps, stack).is_some_and(|found| {
