@@ -20,8 +20,10 @@ use crate::frames::{BLOCK_BYTES, FramePool, STAGING_FAULTS};
 use crate::moving::Moving;
 use crate::reclaim::{Hand, Inactive};
 use crate::region::Region;
+use crate::registrar::Registrar;
 use crate::registry;
 use crate::shared::{Bell, Shared, StartLine};
+use crate::spare::Spare;
 use crate::spec::{Codec, DeviceSpec, FaultAround, FaultMode, Policy};
 use crate::stats::{Counters, Stats};
 use crate::thread;
@@ -130,16 +132,7 @@ impl EngineBuilder {
     }
 
     /// An engine for the process's own memory.
-    pub(crate) fn build_for_process(mut self) -> Result<Arc<Owner>, Error> {
-        if self.faults == FaultMode::Auto {
-            // Right by construction, where it is permitted.
-            let permitted = Uffd::open(THREAD_FAULTS).is_ok();
-            self.faults = if permitted {
-                FaultMode::Thread
-            } else {
-                FaultMode::Inline
-            };
-        }
+    pub(crate) fn build_for_process(self) -> Result<Arc<Owner>, Error> {
         self.build_owner(true).map(Arc::new)
     }
 
@@ -157,6 +150,8 @@ impl EngineBuilder {
             .unwrap_or(default_area / PAGE_SIZE as u64 * PAGE_SIZE as u64);
         check_size("a swap area", area)?;
         let (mode, uffd) = open_faults(self.faults, process)?;
+        // For a process, that is: inline at first, and threads when it has to be.
+        let keeps_spare = process && self.faults == FaultMode::Auto;
         let staging_uffd = Uffd::open(STAGING_FAULTS)?;
         if !staging_uffd.features().move_pages() {
             return Err(Error::NoMove);
@@ -194,10 +189,11 @@ impl EngineBuilder {
             budget: Budget::new(self.limit, self.strict),
             density: Density::default(),
             counters: Counters::new(),
-            mode,
+            first_mode: mode,
+            in_threads: AtomicBool::new(mode == FaultMode::Thread),
             fault_around: self.fault_around,
             strict: self.strict,
-            uffd: Arc::new(uffd),
+            uffd: Arc::new(Registrar::new(uffd)),
             // Room for all: a push never allocates while a fault waits for the lock.
             regions: RwLock::new(Vec::with_capacity(registry::ROWS)),
             hand: Mutex::new(Hand::default()),
@@ -228,10 +224,15 @@ impl EngineBuilder {
             bell_number: AtomicI32::new(-1),
             inline_for_now: AtomicBool::new(false),
             stack_taken: AtomicBool::new(false),
+            spare: Spare::default(),
+            keeps_spare,
         });
         let handlers = (mode == FaultMode::Thread)
             .then(|| Handlers::start(&shared))
             .transpose()?;
+        if keeps_spare {
+            Spare::start(&shared)?;
+        }
         let reclaimer = self
             .limit
             .is_some()
@@ -315,7 +316,7 @@ const INLINE_FAULTS: Open = Open {
 };
 
 /// Faults come as events, those of system calls too.
-const THREAD_FAULTS: Open = Open {
+pub(crate) const THREAD_FAULTS: Open = Open {
     kernel_faults: true,
     sigbus: false,
     nonblock: true,
@@ -394,7 +395,8 @@ impl Owner {
         let handlers = self.handlers.as_ref().map_or(0, Handlers::count);
         let reclaimers = usize::from(self.reclaimer.is_some());
         let watches = usize::from(watch::lock(&self.watch).is_some());
-        let threads = handlers + reclaimers + watches;
+        let spares = usize::from(self.shared.keeps_spare);
+        let threads = handlers + reclaimers + watches + spares;
         self.shared.start.wait_for(threads as u32);
         self.shared.start.open();
     }
@@ -469,7 +471,7 @@ impl Engine {
     /// How faults reach the engine: inline or thread.
     #[must_use]
     pub fn fault_mode(&self) -> FaultMode {
-        self.owner.shared.mode
+        self.owner.shared.mode()
     }
 
     /// Changes the limit, in bytes, and brings memory use down to it as far as can be done at once; what

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use userswap_core::FaultError;
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::space::SpaceError;
-use userswap_sys::mapping::present_mask;
+use userswap_sys::mapping::{can_be_read, present_mask};
 use userswap_sys::signals::{self, Fault, Stack, Verdict, stderr_line};
 use userswap_sys::uffd::{Doorbell, Event, Outcome, PageFault, RawEvent};
 use userswap_sys::{Errno, cpu, inject};
@@ -45,7 +45,7 @@ fn on_sigbus(fault: Fault<'_>) -> Verdict {
         });
     };
     let page = (fault.address() - region.mm.space.base()) / PAGE_SIZE;
-    if region.shared.mode == FaultMode::Thread {
+    if region.shared.mode() == FaultMode::Thread {
         deliver_failed(region, page, fault);
         return Verdict::Handled;
     }
@@ -65,7 +65,9 @@ fn on_sigbus(fault: Fault<'_>) -> Verdict {
 fn on_sigbus_in_window(window: &RegionMemory, fault: Fault<'_>) -> Verdict {
     let shared = &window.shared;
     let page = (fault.address() - window.mm.space.base()) / PAGE_SIZE;
-    if shared.mode == FaultMode::Thread && !shared.inline_for_now.load(Ordering::Relaxed) {
+    // Where faults came so once, one may have been under way when that ended.
+    let inline = shared.first_mode == FaultMode::Inline;
+    if !inline && !shared.inline_for_now.load(Ordering::Relaxed) {
         // A page that could not be brought in, or a signal that has nothing to do with us.
         return Verdict::NotOurs;
     }
@@ -73,11 +75,17 @@ fn on_sigbus_in_window(window: &RegionMemory, fault: Fault<'_>) -> Verdict {
         // It went well this time, on another stack; a signal that the program awaits would not find room.
         shared.stack_taken.store(true, Ordering::Relaxed);
     }
-    if bring_in(window, page, fault.write().unwrap_or(true)) {
+    if bring_in(window, page, fault.write().unwrap_or(true)) || is_the_systems_again(fault) {
         Verdict::Handled
     } else {
         Verdict::NotOurs
     }
+}
+
+/// Whether the page was left to the system while the signal was under way, and the access will find it there.
+fn is_the_systems_again(fault: Fault<'_>) -> bool {
+    let at = fault.address();
+    fault.code() == Fault::CODE_ADDRESS && !windows::is_taken(at) && can_be_read(at)
 }
 
 /// Brings `page` in, in this thread, whose signals are blocked. `false`: there is no such page, or it cannot be had.
@@ -163,17 +171,29 @@ pub(crate) struct Handlers {
 impl Handlers {
     /// Starts one handler pinned to each CPU: a fault is best handled where it happened.
     pub(crate) fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
-        let bell = Doorbell::new().map_err(|errno| Error::System {
-            what: "make an eventfd",
-            errno,
-        })?;
-        // Relaxed: who closes descriptors comes later, by a lock of the program's.
-        shared.bell_number.store(bell.number(), Ordering::Relaxed);
+        let cpus = cpu::allowed().into_iter();
+        let (handlers, failed) = Self::on(shared, make_bell(shared)?, cpus);
+        match failed {
+            None => Ok(handlers),
+            Some(error) => {
+                // Those that were started end at once.
+                shared.start.open();
+                Err(error)
+            }
+        }
+    }
+
+    /// The same for some CPUs, up to the first that cannot be had.
+    pub(crate) fn on(
+        shared: &Arc<Shared>,
+        bell: Arc<Doorbell>,
+        cpus: impl Iterator<Item = usize>,
+    ) -> (Self, Option<Error>) {
         let mut handlers = Self {
-            bell: Arc::new(bell),
+            bell,
             threads: Vec::new(),
         };
-        for cpu in cpu::allowed() {
+        for cpu in cpus {
             let (shared, bell) = (Arc::clone(shared), Arc::clone(&handlers.bell));
             let thread = thread::start(
                 format!("userswap-{cpu}"),
@@ -184,10 +204,13 @@ impl Handlers {
                     let _ = cpu::pin_to(cpu);
                     handle(&shared, &bell);
                 },
-            )?;
-            handlers.threads.push(thread);
+            );
+            match thread {
+                Ok(thread) => handlers.threads.push(thread),
+                Err(error) => return (handlers, Some(error)),
+            }
         }
-        Ok(handlers)
+        (handlers, None)
     }
 }
 
@@ -207,7 +230,19 @@ impl Drop for Handlers {
     }
 }
 
-fn handle(shared: &Shared, bell: &Doorbell) {
+/// Makes what handler threads watch beside the userfaultfd.
+pub(crate) fn make_bell(shared: &Shared) -> Result<Arc<Doorbell>, Error> {
+    let bell = Doorbell::new().map_err(|errno| Error::System {
+        what: "make an eventfd",
+        errno,
+    })?;
+    // Relaxed: who closes descriptors comes later, by a lock of the program's.
+    shared.bell_number.store(bell.number(), Ordering::Relaxed);
+    Ok(Arc::new(bell))
+}
+
+/// What a handler thread does.
+pub(crate) fn handle(shared: &Shared, bell: &Doorbell) {
     // One at a time: other handlers take what comes next meanwhile.
     let mut buffer = [RawEvent::default()];
     loop {
@@ -265,7 +300,7 @@ fn on_event(shared: &Shared, fault: PageFault) {
             report(region, page, error);
             shared.swap.while_missing(&region.mm, page, || {
                 // Refused only where a mark is there already.
-                let _ = space.uffd().poison(space.address(page), PAGE_SIZE);
+                let _ = space.uffd(page).poison(space.address(page), PAGE_SIZE);
             });
             wake(shared, space.address(page));
         }
@@ -310,7 +345,7 @@ pub(crate) fn fail(window: &RegionMemory, page: usize, error: FaultError) {
     }
     report(window, page, error);
     let at = window.mm.space.address(page);
-    let marked = window.mm.space.uffd().poison(at, PAGE_SIZE);
+    let marked = window.mm.space.uffd(page).poison(at, PAGE_SIZE);
     if !matches!(marked.outcome(), Outcome::Complete) {
         // The access would see what is not the page's content.
         stderr_line(format_args!(

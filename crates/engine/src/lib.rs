@@ -21,8 +21,8 @@
 //! signals. One installed later replaces the engine's and must call the one it found.
 //!
 //! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `stream` (what an engine is made of and
-//! counts), `thread` (its own threads), `held` (what system calls use), `frames`, `space` (memory), `effort`, `reclaim`, `crew` and `shared` (what leaves memory, who helps to
-//! bring it back, and the state all parts share), `registry`, `fault` (where faults come in), `engine`,
+//! counts), `thread` (its own threads), `held` (what system calls use), `registrar`, `frames`, `space` (memory), `effort`, `reclaim`, `crew` and `shared` (what leaves memory, who helps to
+//! bring it back, and the state all parts share), `registry`, `fault`, `spare` (where faults come in), `engine`,
 //! `watch`, `swapoff` and `region` (what users hold).
 
 mod budget;
@@ -39,9 +39,11 @@ mod moving;
 mod process;
 mod reclaim;
 mod region;
+mod registrar;
 mod registry;
 mod shared;
 mod space;
+mod spare;
 mod spec;
 mod stats;
 mod stream;

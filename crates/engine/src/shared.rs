@@ -9,7 +9,6 @@ use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_core::space::SpaceError;
 use userswap_core::{Access, FaultError, Gate, Mm, Swap};
 use userswap_sys::timing::now_ns;
-use userswap_sys::uffd::Uffd;
 use userswap_sys::{futex, own};
 
 use crate::budget::{Budget, Level};
@@ -18,7 +17,9 @@ use crate::density::Density;
 use crate::frames::FramePool;
 use crate::moving::Moving;
 use crate::reclaim::{Hand, Inactive};
+use crate::registrar::Registrar;
 use crate::space::RealSpace;
+use crate::spare::Spare;
 use crate::spec::Policy;
 use crate::spec::{FaultAround, FaultMode};
 use crate::stats::{Counters, Stats};
@@ -54,13 +55,15 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget,
     pub(crate) counters: Counters,
     pub(crate) density: Density,
-    pub(crate) mode: FaultMode,
+    /// How faults reached it at first: it goes over from inline to threads at most.
+    pub(crate) first_mode: FaultMode,
+    pub(crate) in_threads: AtomicBool,
     pub(crate) fault_around: FaultAround,
     /// The limit is not to be exceeded, whatever it costs.
     pub(crate) strict: bool,
     pub(crate) policy: Policy,
     /// The userfaultfd of regions.
-    pub(crate) uffd: Arc<Uffd>,
+    pub(crate) uffd: Arc<Registrar>,
     pub(crate) regions: RwLock<Vec<Arc<RegionMemory>>>,
     pub(crate) hand: Mutex<Hand>,
     pub(crate) inactive: Mutex<Inactive>,
@@ -87,6 +90,10 @@ pub(crate) struct Shared {
     pub(crate) inline_for_now: AtomicBool,
     /// A thread of the program was seen with its stack in memory that is taken on.
     pub(crate) stack_taken: AtomicBool,
+    /// The handler thread of a process that may go over to such threads.
+    pub(crate) spare: Spare,
+    /// Whether one is kept.
+    pub(crate) keeps_spare: bool,
 }
 
 /// Wakes the reclaimer. One word, no lock: a forked child finds nothing held.
@@ -286,6 +293,16 @@ pub(crate) enum Resolved {
 }
 
 impl Shared {
+    /// How faults reach the engine now: inline until the last page has gone over.
+    pub(crate) fn mode(&self) -> FaultMode {
+        // SeqCst: a system call of the program whose memory is not brought in any more was made after all had gone over.
+        if self.in_threads.load(Ordering::SeqCst) {
+            FaultMode::Thread
+        } else {
+            FaultMode::Inline
+        }
+    }
+
     pub(crate) fn regions(&self) -> RwLockReadGuard<'_, Vec<Arc<RegionMemory>>> {
         // The list is consistent whenever the lock is free.
         self.regions.read().unwrap_or_else(PoisonError::into_inner)

@@ -16,6 +16,7 @@ use userswap_sys::uffd::{Outcome, Progress, Uffd};
 use crate::Error;
 use crate::frames::{BLOCK_BYTES, FramePool, MOVE_AT_LEAST};
 use crate::held;
+use crate::registrar::Registrar;
 
 /// How often an operation is tried that the kernel puts off (the mapping is changing, a page is
 /// locked for a moment).
@@ -28,7 +29,7 @@ pub(crate) struct RealSpace {
     len: usize,
     /// What a region's pages are in; `None`: a window on the program's own mappings.
     mapping: Option<Mapping>,
-    uffd: Arc<Uffd>,
+    uffd: Arc<Registrar>,
     frames: Arc<FramePool>,
     /// A page that is missing by its word and there by the system's is a page that could not be
     /// brought in and was marked (thread mode). In a window it may as well be the program's.
@@ -57,7 +58,11 @@ impl Watch {
 }
 
 impl RealSpace {
-    pub(crate) fn new(len: usize, uffd: Arc<Uffd>, frames: Arc<FramePool>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        len: usize,
+        uffd: Arc<Registrar>,
+        frames: Arc<FramePool>,
+    ) -> Result<Self, Error> {
         // Aligned to blocks, so that a run of a chunk's pages never spans two page tables.
         let mapping = Mapping::reserve(len, BLOCK_BYTES)?;
         // A huge page would have to be split by the first page taken out of it.
@@ -84,7 +89,12 @@ impl RealSpace {
 
     /// A window on whatever the program maps in `len` bytes from `base`: its parts are registered one by
     /// one, by [`RealSpace::register`].
-    pub(crate) fn window(base: usize, len: usize, uffd: Arc<Uffd>, frames: Arc<FramePool>) -> Self {
+    pub(crate) fn window(
+        base: usize,
+        len: usize,
+        uffd: Arc<Registrar>,
+        frames: Arc<FramePool>,
+    ) -> Self {
         Self {
             base,
             len,
@@ -144,8 +154,9 @@ impl RealSpace {
         self.len
     }
 
-    pub(crate) fn uffd(&self) -> &Uffd {
-        &self.uffd
+    /// The userfaultfd that `page` is registered with.
+    pub(crate) fn uffd(&self, page: usize) -> &Uffd {
+        self.uffd.of(self.address(page))
     }
 
     pub(crate) fn address(&self, page: usize) -> usize {
@@ -239,7 +250,7 @@ impl RealSpace {
         self.fill(page, count, |done, rest| {
             // SAFETY: the pages are missing, their chunk is locked, and zeros are what they hold.
             unsafe {
-                self.uffd
+                self.uffd(page)
                     .zeropage(self.address(page + done), rest * PAGE_SIZE)
             }
         })
@@ -252,7 +263,7 @@ impl RealSpace {
             // whose chunk is locked: that one its program may be writing, which tears nothing that the
             // program does not tear itself.
             unsafe {
-                self.uffd.copy(
+                self.uffd(page).copy(
                     self.address(page + done),
                     source + done * PAGE_SIZE,
                     rest * PAGE_SIZE,
@@ -327,7 +338,7 @@ impl AddressSpace for RealSpace {
             // SAFETY: the frames are ours and nobody else touches them; the pages are missing, their
             // chunk is locked, and the frames hold what the protocol says the pages hold.
             unsafe {
-                self.uffd
+                self.uffd(page)
                     .move_pages(self.address(page + done), from, rest * PAGE_SIZE, false)
             }
         });

@@ -12,7 +12,8 @@ use crate::Error;
 /// How faults reach the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum FaultMode {
-    /// Whichever suits regions on this host: inline.
+    /// Whichever suits regions on this host: inline. For a whole process (`userswap run`): inline, and threads once it does what
+    /// inline mode cannot follow.
     #[default]
     Auto,
     /// The faulting thread resolves its own fault in a SIGBUS handler: fastest, and needs no

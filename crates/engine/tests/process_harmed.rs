@@ -82,6 +82,58 @@ fn child_retires() {
 }
 
 #[test]
+fn what_cannot_be_read_fails_when_faults_go_over_to_threads() {
+    if !userswap_sys::host::userfaultfd_access().full() {
+        return skip(
+            "faults go over",
+            "faults in system calls may not be handled",
+        );
+    }
+    let output = child("child_goes_over", "auto");
+    if !was_skipped(&output) {
+        succeeded(&output);
+        let lines = complaints(&output);
+        assert!(
+            lines.iter().all(|line| line.contains("errno 5")),
+            "{lines:?}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "the other process of the test above"]
+fn child_goes_over() {
+    let Some((process, start)) = all_out("child_goes_over") else {
+        return;
+    };
+    process.go_over().expect("it goes over");
+    let bad = unreadable(start);
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    let page = |index: usize| (start + index * PAGE) as *mut u64;
+    for index in (0..PAGES).filter(|index| !bad.contains(index)) {
+        // SAFETY: in the mapping, and readable.
+        assert_eq!(unsafe { page(index).read() }, index as u64 + 1);
+    }
+    // A touch is the end of whoever touches it.
+    // SAFETY: the child touches a page of this test's, and leaves by _exit if it can.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above. What Rust gives its threads for handlers is too little to tell of the page on.
+        unsafe {
+            let mut none: libc::stack_t = std::mem::zeroed();
+            none.ss_flags = libc::SS_DISABLE;
+            libc::sigaltstack(&raw const none, std::ptr::null_mut());
+            libc::_exit(page(bad[0]).read() as i32)
+        };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child just made.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS);
+    assert_eq!(process.stats().bugs, 0);
+}
+
+#[test]
 fn pages_whose_mapping_is_gone_do_not_hide_one_that_cannot_be_read() {
     for mode in ["inline", "thread"] {
         let output = child("child_retires_with_holes", mode);

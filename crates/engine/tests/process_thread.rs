@@ -4,6 +4,10 @@ mod common;
 
 const FAULTS: userswap::FaultMode = userswap::FaultMode::Thread;
 
+fn ready(_: &userswap::Process) -> bool {
+    true
+}
+
 #[path = "process/cases.rs"]
 mod cases;
 

@@ -318,6 +318,16 @@ pub fn unshare(addr: usize, pages: usize) -> Result<(), Errno> {
     }
 }
 
+/// Has the page at `addr` be there, as a read would. `false`: a read would end in a signal.
+///
+/// *Fault path.*
+#[must_use]
+pub fn can_be_read(addr: usize) -> bool {
+    let page = addr & !(PAGE_SIZE - 1);
+    // SAFETY: changes no byte of the page: it does what a read would do.
+    unsafe { madvise(page as *mut _, PAGE_SIZE, Advice::LinuxPopulateRead) }.is_ok()
+}
+
 /// Which of `pages` pages (at most 64) from `addr` are present; bit *i* is page *i*. `None`: some of the range is not
 /// mapped.
 ///

@@ -14,6 +14,7 @@ use crate::Error;
 use crate::engine::{open_faults_again, start_reclaimer};
 use crate::fault::Handlers;
 use crate::moving::Change;
+use crate::spare::Spare;
 use crate::spec::FaultMode;
 use crate::watch;
 use crate::windows;
@@ -89,6 +90,7 @@ impl Process {
         let shared = &*self.shared;
         own::forget_threads();
         shared.inline_for_now.store(true, Ordering::Relaxed);
+        shared.spare.forget();
         open_faults_again(&shared.uffd, FaultMode::Inline)?;
         shared.swap.frames().become_child()?;
         self.forget_unmapped(&(0..usize::MAX));
@@ -117,15 +119,18 @@ impl Process {
         drop(start_reclaimer(shared)?);
         let mut threads = 1;
         threads += u32::from(watch::start(shared)?.is_some());
-        if shared.mode == FaultMode::Thread {
+        if shared.mode() == FaultMode::Thread {
             let handlers = Handlers::start(shared)?;
             threads += handlers.count() as u32;
             std::mem::forget(handlers);
+        } else if shared.keeps_spare {
+            Spare::start(shared)?;
+            threads += 1;
         }
         // Until they all run, each resolves its own faults.
         shared.start.wait_for(threads);
         self.keep_what_threads_need();
-        if shared.mode == FaultMode::Thread {
+        if shared.mode() == FaultMode::Thread {
             let change = shared.moving.close();
             let opened = open_faults_again(&shared.uffd, FaultMode::Thread);
             if let Err(error) = opened {
@@ -150,7 +155,7 @@ impl Process {
     }
 
     /// Pins what threads of ours need and the program's heap holds: libc keeps their thread-local variables there.
-    fn keep_what_threads_need(&self) {
+    pub(super) fn keep_what_threads_need(&self) {
         for range in own::ranges().into_iter().flatten() {
             for part in self.taken_parts(&range) {
                 let first = part.start & !(PAGE_SIZE - 1);

@@ -7,12 +7,13 @@
 //! when the call returns. What is not taken on is left alone.
 //!
 //! Modules, bottom-up: `taken` (which ranges are taken on), `take_on`, `release` (memory comes and goes), `change` (the
-//! program changes its mappings), `fork`.
+//! program changes its mappings), `fork`, `over` (from inline mode to handler threads).
 //!
 //! Used by the preloaded library of `userswap run`; not part of the stable interface.
 
 mod change;
 mod fork;
+mod over;
 mod release;
 mod take_on;
 mod taken;
@@ -79,7 +80,14 @@ impl Process {
     /// How faults reach the engine.
     #[must_use]
     pub fn fault_mode(&self) -> FaultMode {
-        self.shared.mode
+        self.shared.mode()
+    }
+
+    /// Whether system calls find only what is in memory: in inline mode, and in a child of fork until it has handler threads.
+    #[must_use]
+    pub fn is_inline_now(&self) -> bool {
+        self.shared.mode() == FaultMode::Inline
+            || self.shared.inline_for_now.load(Ordering::Relaxed)
     }
 
     /// What the engine holds and has done.
@@ -122,10 +130,10 @@ impl Process {
     #[must_use]
     pub fn descriptors(&self) -> Vec<i32> {
         let mut numbers = vec![
-            self.shared.uffd.number(),
             self.shared.swap.frames().uffd().number(),
             self.shared.bell_number.load(Ordering::Relaxed),
         ];
+        numbers.extend(self.shared.uffd.descriptors());
         for area in self.shared.swap.open_areas() {
             area.device()
                 .descriptors(&mut |number| numbers.push(number));

@@ -66,20 +66,36 @@ impl Process {
     fn release(&self, range: &Range<usize>) {
         // In pieces: all of it may be more than there is room for at once.
         for part in self.taken_parts(range) {
-            let mut at = part.start;
-            while at < part.end {
-                let end = (at / PIECE_BYTES * PIECE_BYTES + PIECE_BYTES).min(part.end);
-                self.release_piece(&(at..end));
-                at = end;
-            }
+            pieces_of(&part).for_each(|piece| self.release_piece(&piece));
         }
     }
 
     fn release_piece(&self, range: &Range<usize>) {
-        for round in 1.. {
+        self.once_there(range, true, || {
+            self.forget(range);
+            // SAFETY: nothing of the range is swapped out: what is missing stands for zeros.
+            let _ = unsafe {
+                let uffd = self.shared.uffd.of(range.start);
+                uffd.unregister(range.start, range.len())
+            };
+            self.give_up(range);
+        });
+    }
+
+    /// Brings `range` back into memory and runs `then` while all of it is there and nothing moves. What cannot be read fails for
+    /// whoever touches it. `write`: pages of zeros are the program's own. Called with `changes` held.
+    pub(super) fn once_there<R>(
+        &self,
+        range: &Range<usize>,
+        write: bool,
+        then: impl FnOnce() -> R,
+    ) -> R {
+        let mut round = 0;
+        loop {
+            round += 1;
             let mut failed = Vec::new();
             for (window, page) in swapped_pages(range) {
-                if let Err(error) = window.resolve_alone(page, true) {
+                if let Err(error) = window.resolve_alone(page, write) {
                     failed.push((window.number, page, error));
                 }
             }
@@ -93,21 +109,17 @@ impl Process {
             let is_decided = swapped_pages(range)
                 .all(|(window, page)| round >= MOST_ROUNDS && error_of(window, page).is_some());
             if is_decided {
-                // Nobody asks us about this memory any more: what cannot be read must fail for good.
+                // Nobody asks us about this memory meanwhile, or any more: what cannot be read must fail.
                 for (window, page) in swapped_pages(range) {
                     if let Some(error) = error_of(window, page) {
                         fault::fail(window, page, error);
                     }
                 }
-                self.forget(range);
-                // SAFETY: nothing of the range is swapped out: what is missing stands for zeros.
-                let _ = unsafe { self.shared.uffd.unregister(range.start, range.len()) };
-                self.give_up(range);
+                let result = then();
+                self.end(change);
+                return result;
             }
             self.end(change);
-            if is_decided {
-                return;
-            }
             if !failed.is_empty() {
                 // What was in the way may pass: memory was short, or a device is slow to recover.
                 std::thread::sleep(PAUSE);
@@ -116,8 +128,19 @@ impl Process {
     }
 }
 
+/// `range` in pieces, ascending.
+pub(super) fn pieces_of(range: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (start, end) = (range.start, range.end);
+    let first = start / PIECE_BYTES * PIECE_BYTES;
+    (first..end)
+        .step_by(PIECE_BYTES)
+        .map(move |at| at.max(start)..end.min(at + PIECE_BYTES))
+}
+
 /// The pages of `range` that are swapped out now.
-fn swapped_pages(range: &Range<usize>) -> impl Iterator<Item = (&'static RegionMemory, usize)> {
+pub(super) fn swapped_pages(
+    range: &Range<usize>,
+) -> impl Iterator<Item = (&'static RegionMemory, usize)> {
     windows_of(range).flat_map(|(at, pages)| {
         let window = windows::find(at);
         let swapped = move |&page: &usize| window.is_some_and(|window| window.is_swapped(page));

@@ -69,19 +69,26 @@ impl Process {
                 continue;
             }
             self.record(&bytes);
-            for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
-                let wanted = chunk_mask(&part, chunk);
-                let (first, count) = (
-                    wanted.trailing_zeros() as usize,
-                    wanted.count_ones() as usize,
-                );
-                let address = space.address(chunk * CHUNK_PAGES + first);
-                let new = self.shared.swap.adopt(&window.mm, chunk, || {
-                    present_mask(address, count).map_or(0, |present| present << first)
-                });
-                self.shared.budget.take_over(u64::from(new.count_ones()));
-                pages += u64::from(new.count_ones());
-            }
+            pages += self.adopt(window, &part);
+        }
+        pages
+    }
+
+    /// Gives each page of `part` that is in memory and has no word yet its word; returns how many those were.
+    pub(super) fn adopt(&self, window: &RegionMemory, part: &Range<usize>) -> u64 {
+        let mut pages = 0;
+        for chunk in part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES) {
+            let wanted = chunk_mask(part, chunk);
+            let (first, count) = (
+                wanted.trailing_zeros() as usize,
+                wanted.count_ones() as usize,
+            );
+            let address = window.mm.space.address(chunk * CHUNK_PAGES + first);
+            let new = self.shared.swap.adopt(&window.mm, chunk, || {
+                present_mask(address, count).map_or(0, |present| present << first)
+            });
+            self.shared.budget.take_over(u64::from(new.count_ones()));
+            pages += u64::from(new.count_ones());
         }
         pages
     }

@@ -24,6 +24,12 @@ impl Process {
         self.is_taken(range)
     }
 
+    /// Whether the page at `address` is taken on. Takes no lock.
+    #[must_use]
+    pub fn has_taken(&self, address: usize) -> bool {
+        windows::is_taken(address)
+    }
+
     /// Bytes of address space taken on.
     #[must_use]
     pub fn taken_bytes(&self) -> u64 {

@@ -17,7 +17,7 @@ pub(crate) fn process() -> Option<(&'static Process, MutexGuard<'static, ()>)> {
     let process = PROCESS.get_or_init(|| {
         let builder = Engine::builder().limit(512 << 20).faults(super::FAULTS);
         match Process::start(builder) {
-            Ok(process) => Some(process),
+            Ok(process) => super::ready(process).then_some(process),
             Err(Error::Userfaultfd(refused @ OpenError::Refused { .. })) => {
                 skip("process", refused);
                 None

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::{Features, Uffd, abi};
 use crate::Errno;
-use crate::descriptor::move_up;
+use crate::descriptor::{close_in_place, move_up};
 
 /// The device that hands out userfaultfds to whoever may open it.
 pub const DEVICE: &str = "/dev/userfaultfd";
@@ -125,6 +125,30 @@ impl Uffd {
             rustix::io::dup3(&new.fd, &mut place, rustix::io::DupFlags::CLOEXEC)
         })
         .map_err(OpenError::Handshake)
+    }
+
+    /// Opens another userfaultfd in this one's place, under the same descriptor, and returns this one under another: what is
+    /// registered with it stays so.
+    pub fn succeed(&self, want: Open) -> Result<Uffd, OpenError> {
+        let fd = self.fd.try_clone().map_err(|error| {
+            OpenError::Handshake(Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
+        })?;
+        let former = Uffd {
+            fd: move_up(fd),
+            way: self.way,
+            available: self.available,
+            enabled: self.enabled,
+        };
+        self.reopen(want)?;
+        Ok(former)
+    }
+
+    /// Closes it while others may still have a reference: its number stands for `/dev/null` then.
+    ///
+    /// # Errors
+    /// See [`close_in_place`].
+    pub fn close_in_place(&self) -> Result<(), Errno> {
+        close_in_place(&self.fd)
     }
 }
 
