@@ -198,7 +198,7 @@ pub(crate) struct RunArgs {
     /// program is: short for --device zram,file:FOLDER
     #[arg(long, value_name = "FOLDER")]
     pub(crate) spill: Option<std::path::PathBuf>,
-    /// How faults are handled: thread where the host permits it, else inline
+    /// How faults are handled: auto is inline, and thread for a program that inline cannot follow, where the host permits it
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) faults: FaultsArg,
     /// Write statistics here: one JSON object for each process that ends

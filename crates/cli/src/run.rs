@@ -157,7 +157,7 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
     }
 }
 
-/// How faults are handled: in threads, which is right whatever the program does, or inline where the host permits no more.
+/// How faults are handled. Auto: inline, and in threads what cannot be so, where the host permits both.
 fn faults(wanted: FaultsArg) -> anyhow::Result<&'static str> {
     let access = host::userfaultfd_access();
     let sigbus = access
@@ -166,6 +166,7 @@ fn faults(wanted: FaultsArg) -> anyhow::Result<&'static str> {
         .is_ok_and(|features| features.sigbus());
     let inline = access.user_only() && sigbus;
     match wanted {
+        FaultsArg::Auto if access.full() && inline => Ok("auto"),
         FaultsArg::Auto | FaultsArg::Thread if access.full() => Ok("thread"),
         FaultsArg::Auto | FaultsArg::Inline if inline => Ok("inline"),
         FaultsArg::Thread => bail!(
@@ -353,6 +354,11 @@ fn sum_up(lines: &str, limit: u64, most: u64) {
     let swapping = records
         .iter()
         .filter(|record| record["faults_mode"] != "none");
+    let went_over = records.iter().filter(|record| record["went_over"] == true);
+    let went_over = match went_over.count() {
+        0 => String::new(),
+        count => format!(" ({count} in thread mode after all)"),
+    };
     let to_file = match sum("file_written_bytes") {
         0 => String::new(),
         written => format!(
@@ -364,7 +370,7 @@ fn sum_up(lines: &str, limit: u64, most: u64) {
     // Standard error may be gone.
     let _ = writeln!(
         std::io::stderr(),
-        "userswap: {} process(es), {} swapping; at most {} MiB of {} in memory; {} MiB out, {} MiB in{to_file}, {} faults, \
+        "userswap: {} process(es), {} swapping{went_over}; at most {} MiB of {} in memory; {} MiB out, {} MiB in{to_file}, {} faults, \
          {stalled:.2} s stalled",
         records.len(),
         swapping.count(),

@@ -5,7 +5,7 @@ mod support;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use support::limited::{compiled, possible};
+use support::limited::{User, assert_mode, compiled, possible};
 use support::{outcome, records, userswap};
 
 fn text(output: &Output) -> String {
@@ -34,6 +34,7 @@ fn same(test: &str, limit: &str, program: &[&str]) -> Vec<serde_json::Value> {
     swapping.retain(|record| record["faults_mode"] != "none");
     for record in &swapping {
         assert_eq!(record["bugs"], 0, "{record}");
+        assert_mode(User::Any, record);
     }
     swapping
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use support::limited::{folder, possible_with};
+use support::limited::{User, assert_mode, folder, possible_with};
 use support::{records, userswap};
 
 /// Longer than a server is needed: it must not outlive a test that was killed.
@@ -94,6 +94,7 @@ impl Server {
                 number("faults"),
             );
             assert_eq!(number("bugs"), 0, "{record}");
+            assert_mode(User::Any, record);
             assert!(number("out_bytes") > 0, "{record}");
         }
     }

@@ -24,6 +24,67 @@ programs! { User::Any;
     a_process_looks_at_another: "peers", [38], ["everything"];
 }
 
+/// What inline mode cannot follow, begun when much is swapped out: handler threads go on, nothing is lost, and the limit holds,
+/// while other threads work on the same memory, in children, and where SIGBUS is blocked or has a handler of the program's.
+#[test]
+fn a_program_goes_over_to_handler_threads() {
+    for (how, processes) in [("once", 1), ("threads", 1), ("forks", 4), ("bus", 1)] {
+        let Some(swapping) = check(User::Any, "over", &[38], &["48", how]) else {
+            return;
+        };
+        assert_eq!(swapping, [processes], "{how}");
+    }
+}
+
+/// The same for everything that is known, before there is an engine and after.
+#[test]
+fn what_inline_mode_cannot_follow_handler_threads_do() {
+    for how in ["rings", "aio", "unknown", "stack", "faults"] {
+        for when in ["early", "late"] {
+            let Some(swapping) = check(User::Any, "stops", &[32], &[how, when]) else {
+                return;
+            };
+            assert_eq!(swapping, [1], "{how} {when}");
+        }
+    }
+}
+
+/// What the host does not permit: a program that has given up its privileges goes on without a limit.
+#[test]
+fn one_without_privileges_any_more_does_not() {
+    let test = "one_without_privileges_any_more_does_not";
+    let tools = ["gcc", "timeout", "chroot"];
+    if !possible_for(User::Any, test, &tools) || !possible_for(User::Unprivileged, test, &tools) {
+        return;
+    }
+    if matches!(userswap_sys::host::unprivileged_userfaultfd(), Ok(true)) {
+        skip(test, "whoever wants may handle faults in system calls here");
+        return;
+    }
+    let program = compiled("over");
+    for how in ["once", "threads", "forks", "bus"] {
+        let output = User::Any
+            .userswap()
+            .args(["run", "--limit", "38M", "--"])
+            .args(["chroot", "--userspec", "65534:65534", "/"])
+            .args([&program, "48", how])
+            .output()
+            .expect("userswap runs");
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{how}: {complaints}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.ends_with(&format!("{how} right\n")), "{how}: {said}");
+        // It may not write its statistics either, which is said, too.
+        let told = complaints.lines();
+        let told = told.filter(|line| line.contains("limit is not held"));
+        let told: Vec<_> = told.collect();
+        assert!(
+            told.len() == 1 && told[0].contains("io_uring"),
+            "{how}: {complaints}"
+        );
+    }
+}
+
 /// What a program forbids itself it forbids us: its memory comes back before. What its children forbid themselves is theirs:
 /// the program goes on under its limit, whether they have its memory, for a while, or a copy of it.
 #[test]

@@ -16,7 +16,8 @@ static WIRED: OnceLock<Wired> = OnceLock::new();
 /// Whether calls are looked at. Read by the entry code without ordering: who turns it on must not rely on calls that
 /// have begun already.
 pub(crate) static ACTIVE: AtomicU32 = AtomicU32::new(0);
-/// For each number, whether calls are looked at: [`UNWANTED`], [`ASKED`] or [`NOTED`]. Written before [`ACTIVE`] is.
+/// For each number, whether calls are looked at: [`UNWANTED`], [`ASKED`] or [`NOTED`]. Written before [`ACTIVE`] is, and again by
+/// whoever must not rely on calls that have begun already.
 pub(crate) static WANTED: [AtomicU8; NUMBERS] = [const { AtomicU8::new(0) }; NUMBERS];
 /// Nobody looks at these calls.
 const UNWANTED: u8 = 0;
@@ -83,6 +84,13 @@ pub(crate) fn note_only(enough: bool) {
         if wanted.load(Ordering::Relaxed) != UNWANTED && wired.handlers.only_noted(nr) {
             wanted.store(if enough { NOTED } else { ASKED }, Ordering::Relaxed);
         }
+    }
+}
+
+/// Asks again which numbers are looked at.
+pub(crate) fn want_again() {
+    if let Some(wired) = WIRED.get() {
+        want(|nr| wired.handlers.wants(nr));
     }
 }
 

@@ -123,6 +123,11 @@ pub fn set_active(active: bool) {
     gate::set_active(active);
 }
 
+/// Asks the handlers again which calls they want, for calls that begin from now on. Of those that have begun nothing changes.
+pub fn look_again() {
+    gate::want_again();
+}
+
 /// What is covered by now, with what came after [`install`].
 #[must_use]
 pub fn coverage() -> Coverage {

@@ -49,7 +49,8 @@ pub use bypass::{Bypass, thread_word};
 pub use call::{Call, Decision, Handlers};
 pub use coverage::{Coverage, Library};
 pub use install::{
-    Error, Inspection, coverage, inspect, install, is_dynamic, set_active, while_code_stays,
+    Error, Inspection, coverage, inspect, install, is_dynamic, look_again, set_active,
+    while_code_stays,
 };
 pub use known::Plans;
 pub use note::{Note, hear_of_all, note_only};

@@ -11,7 +11,7 @@ use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
 
 use crate::maps::LEAST;
-use crate::stop::{Why, stop};
+use crate::stop::{self, Why, stop, stop_inline};
 use crate::threads::Thread;
 use crate::{exit, forks, kept, masks, memory, monitor, noted, raw, rings, special, stacks, state};
 
@@ -49,7 +49,7 @@ static RESERVED: Ranges<1024> = Ranges::new();
 /// Looks at the program's system calls.
 pub(crate) struct Calls;
 
-/// More calls that inline mode looks at: a thread ends, or lends its memory.
+/// More calls that are looked at where inline mode may be: a thread ends, or lends its memory.
 const WANTED_INLINE: [c_long; 2] = [libc::SYS_exit, libc::SYS_vfork];
 
 impl Handlers for Calls {
@@ -57,22 +57,22 @@ impl Handlers for Calls {
         let number = nr as c_long;
         WANTED.contains(&number)
             || special::CALLS.contains(&number)
-            || state::is_inline()
-                && (userswap_hook::uses_memory(nr)
+            || state::sees_all()
+                && (userswap_hook::uses_memory(nr) && state::follows_calls()
                     || memory::REFUSED.contains(&number)
                     || masks::CALLS.contains(&number)
                     || WANTED_INLINE.contains(&number))
     }
 
     fn only_noted(&self, nr: usize) -> bool {
-        state::is_inline() && noted::is_only_noted(nr)
+        state::sees_all() && noted::is_only_noted(nr)
     }
 
     fn before(&self, call: &mut Call) -> Decision {
         if state::is_starting() {
             return Decision::Run;
         }
-        if !state::is_inline() {
+        if !state::sees_all() {
             return change_process(call);
         }
         let Some(thread) = Thread::current() else {
@@ -103,7 +103,7 @@ impl Handlers for Calls {
         if state::is_starting() {
             return;
         }
-        if state::is_inline() && noted::is_only_noted(call.nr) {
+        if state::sees_all() && noted::is_only_noted(call.nr) {
             if let Some(thread) = Thread::current() {
                 memory::end(thread, call);
             }
@@ -114,7 +114,7 @@ impl Handlers for Calls {
         } else {
             None
         };
-        if state::is_inline()
+        if state::sees_all()
             && (result != 0 || !memory::makes(call) || side == Some(true))
             && let Some(thread) = Thread::current()
         {
@@ -162,6 +162,13 @@ impl Handlers for Calls {
         {
             monitor::code_came();
         }
+    }
+}
+
+/// What is looked at follows from who handles faults now.
+pub(crate) fn look_again() {
+    if state::sees_all() {
+        userswap_hook::look_again();
     }
 }
 
@@ -240,10 +247,11 @@ fn change_process(call: &mut Call) -> Decision {
         }
         libc::SYS_io_uring_setup => {
             stop_recycling();
-            if state::is_inline() {
-                return Decision::Run;
+            if state::may_use_threads() {
+                rings::set_up(call, || make(call))
+            } else {
+                Decision::Run
             }
-            rings::set_up(call, || make(call))
         }
         number if special::CALLS.contains(&number) => special::before(call),
         libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {
@@ -251,8 +259,9 @@ fn change_process(call: &mut Call) -> Decision {
             Decision::Run
         }
         // Older contents would come back: it is as if the system were too old for it.
-        libc::SYS_process_madvise if state::engine().is_some() => {
-            Decision::Return(-(libc::ENOSYS as isize))
+        libc::SYS_process_madvise => {
+            let result = state::unseen(|| make(call));
+            Decision::Return(result.unwrap_or(-(libc::ENOSYS as isize)))
         }
         libc::SYS_prctl
             if call.args[0] as c_int == libc::PR_SET_SECCOMP
@@ -365,7 +374,7 @@ fn advise(process: &Process, call: &Call) -> isize {
             process.page_out(&range);
             0
         }
-        libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE if state::is_inline() => {
+        libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE if process.is_inline_now() => {
             populate(process, call, range)
         }
         _ => make(call),
@@ -412,8 +421,8 @@ fn mapped(call: &Call, result: isize) {
     let kind = flags & (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | other);
     if result > 0 && flags & (libc::MAP_STACK | libc::MAP_GROWSDOWN) != 0 {
         let noted = stacks::note(&range(result as usize, call.args[1]));
-        if !noted && state::is_inline() {
-            stop(Why::Stacks);
+        if !noted && state::sees_all() {
+            stop_inline(Why::Stacks);
         }
     }
     if result <= 0 || kind != libc::MAP_ANONYMOUS | libc::MAP_PRIVATE {
@@ -460,6 +469,7 @@ fn forked(side: Side) {
     monitor::shares_memory();
     if side == Side::Child {
         state::only_this_thread();
+        stop::only_this_thread();
         monitor::no_monitor();
         exit::belongs_to_this_process();
     }
@@ -471,6 +481,10 @@ fn forked(side: Side) {
             "userswap: a child process cannot be given its swapped memory ({error}); ending it"
         ));
         std::process::abort();
+    }
+    if side == Side::Child {
+        // Until it has handler threads.
+        look_again();
     }
 }
 

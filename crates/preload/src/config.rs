@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::fmt;
 
-use userswap::{DeviceSpec, Policy};
+use userswap::{DeviceSpec, FaultMode, Policy};
 use userswap_hook::Plans;
 use userswap_sys::file_ref::FileRef;
 
@@ -22,7 +22,7 @@ pub mod names {
     pub const PLANS: &str = "USERSWAP_PLANS";
     /// How many filters of system calls were in force where that file was made.
     pub const FILTERS: &str = "USERSWAP_FILTERS";
-    /// How faults are handled: "inline", or else in threads.
+    /// How faults are handled: auto, inline or thread.
     pub const FAULTS: &str = "USERSWAP_FAULTS";
     /// 1: end the process rather than let it go over the limit.
     pub const STRICT: &str = "USERSWAP_STRICT";
@@ -43,8 +43,8 @@ pub struct Config {
     pub tree: Option<FileRef>,
     /// What was found in libraries.
     pub plans: Option<Plans>,
-    /// Whether faults are handled in the thread that meets them, for want of privilege.
-    pub inline: bool,
+    /// How faults are handled; auto: in the threads that meet them, until the program does what that cannot follow.
+    pub faults: FaultMode,
     /// Whether to end the process rather than let it go over the limit.
     pub strict: bool,
     /// Which pages leave memory.
@@ -88,7 +88,7 @@ impl Config {
                     file,
                     filters: parse(names::FILTERS, 0),
                 }),
-            inline: variable(names::FAULTS).as_deref() == Some("inline"),
+            faults: parse(names::FAULTS, FaultMode::Thread),
             strict: variable(names::STRICT).as_deref() == Some("1"),
             policy: parse(names::POLICY, Policy::Recency),
         })

@@ -102,7 +102,8 @@ fn statistics(config: &Config) -> String {
     }
     let _ = write!(
         line,
-        ",\"ratio\":{},\"stalled_seconds\":{}",
+        ",\"went_over\":{},\"ratio\":{},\"stalled_seconds\":{}",
+        engine.is_some_and(Process::has_gone_over),
         ratio(stats.swapped_bytes, stats.store_memory_bytes),
         stats.stalled_ns as f64 / 1e9,
     );

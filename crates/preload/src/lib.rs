@@ -55,9 +55,7 @@ extern "C" fn start() {
         ));
         return;
     }
-    if config.inline {
-        state::set_inline();
-    }
+    state::set_faults(config.faults);
     let installed = {
         let _blocked = Blocked::new();
         let installed = userswap_hook::install(&calls::Calls, config.plans.as_ref());
@@ -73,9 +71,9 @@ extern "C" fn start() {
     }
     exit::prepare(config);
     kept::open_all();
-    if config.inline {
+    if state::sees_all() {
         if !memory::can_read() {
-            stop::stop(stop::Why::Unreadable);
+            stop::stop_inline(stop::Why::Unreadable);
         }
         monitor::note_main_thread();
         memory::note_constants();
@@ -84,6 +82,7 @@ extern "C" fn start() {
     }
     // SAFETY: a function that lives as long as the library, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    monitor::open_tree(config);
     monitor::start(config);
     userswap_hook::set_active(true);
 }
@@ -107,5 +106,6 @@ extern "C" fn in_child() {
         state::end(process);
         monitor::give_up();
     }
+    calls::look_again();
     monitor::start(config);
 }

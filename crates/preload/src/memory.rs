@@ -12,15 +12,17 @@ use libc::{c_int, c_long};
 use userswap_hook::{Access, Call, Knowledge, Span, memory_of, uses_memory};
 use userswap_sys::{PAGE_SIZE, cpu};
 
-use crate::stop::{Why, stop};
+use crate::stop::{Why, stop, stop_inline};
 use crate::threads::Thread;
-use crate::{raw, stacks, state};
+use crate::{monitor, raw, stacks, state};
 
 /// Names of files through which a process's memory is looked at from outside end so.
 const MEMORY_FILE: &[u8] = b"/mem";
 
 /// Calls that [`refuse`] looks at.
-pub(crate) const REFUSED: [c_long; 5] = [
+pub(crate) const REFUSED: [c_long; 7] = [
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
     libc::SYS_io_uring_setup,
     libc::SYS_io_setup,
     libc::SYS_userfaultfd,
@@ -28,7 +30,8 @@ pub(crate) const REFUSED: [c_long; 5] = [
     libc::SYS_process_madvise,
 ];
 
-/// Stops eviction for good where a call lets the kernel use memory in ways that cannot be followed.
+/// Stops eviction inline for good where a call lets the kernel use memory in ways that cannot be followed, here or in another
+/// process.
 pub(crate) fn refuse(call: &Call) {
     let first = call.args[0];
     let why = match call.nr as c_long {
@@ -37,10 +40,17 @@ pub(crate) fn refuse(call: &Call) {
         libc::SYS_prctl if first == PR_SET_SYSCALL_USER_DISPATCH && call.args[1] != 0 => {
             Why::Filter
         }
-        libc::SYS_process_madvise => Why::OwnMemory,
+        // Where handler threads may go on it is answered as they need it.
+        libc::SYS_process_madvise if !state::may_use_threads() => Why::OwnMemory,
+        libc::SYS_process_vm_readv | libc::SYS_process_vm_writev => {
+            if state::may_use_threads() && !is_own(first) {
+                monitor::ask(first as u32);
+            }
+            return;
+        }
         _ => return,
     };
-    stop(why);
+    stop_inline(why);
 }
 
 const PR_SET_SYSCALL_USER_DISPATCH: usize = 59;
@@ -67,7 +77,7 @@ pub(crate) fn makes(call: &Call) -> bool {
 pub(crate) fn begin(thread: &'static Thread, call: &mut Call) -> Option<usize> {
     let number = thread.begin(call, makes(call))?;
     call.data = number + 1;
-    if !uses_memory(call.nr) {
+    if !uses_memory(call.nr) || !state::follows_calls() {
         return Some(number);
     }
     let hold = |range: &Range<usize>, write: bool| {
@@ -99,7 +109,7 @@ pub(crate) fn begin(thread: &'static Thread, call: &mut Call) -> Option<usize> {
     let known = memory_of(call, &mut read, &mut span);
     // What cannot be read the kernel cannot read either.
     if known == Knowledge::Unknown || known == Knowledge::AtLeast && !unreadable.get() {
-        stop(Why::UnknownCall);
+        stop_inline(Why::UnknownCall);
     }
     match call.nr as c_long {
         libc::SYS_process_vm_readv | libc::SYS_process_vm_writev if is_own(call.args[0]) => {
@@ -144,7 +154,7 @@ pub(crate) fn end(thread: &Thread, call: &Call) {
 pub(crate) fn keep(range: &Range<usize>) {
     let pages = range.start & !(PAGE_SIZE - 1)..range.end.next_multiple_of(PAGE_SIZE);
     if !stacks::note(&pages) {
-        stop(Why::Stacks);
+        stop_inline(Why::Stacks);
         return;
     }
     if let Some(process) = state::engine()
@@ -328,7 +338,7 @@ pub(crate) fn keep_robust_list() {
     let arguments = [0, &raw mut head as usize, &raw mut len as usize, 0, 0, 0];
     // SAFETY: two words of ours to write to.
     let asked = unsafe { raw::make(&Call::new(libc::SYS_get_robust_list as usize, arguments)) };
-    if asked != 0 || head == 0 {
+    if asked != 0 || head == 0 || !state::follows_calls() {
         return;
     }
     // First of the list, distance from there to the lock's word, the one being locked.

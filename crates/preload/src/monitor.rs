@@ -3,6 +3,7 @@
 //! With the limit far away it sleeps: a program cannot have more in memory than it has mapped. Later it looks
 //! as often as memory could be used up at the fastest.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -206,13 +207,47 @@ pub(crate) fn refuse(why: &str) {
         ));
     }
     // For good: there will be no engine. Not where a call of ours could be the end of the process.
-    if state::is_inline() && state::engine().is_none() && !is_confined() {
+    if state::sees_all() && state::engine().is_none() && !is_confined() {
         noted::begin();
     }
 }
 
+/// What the processes of a tree share.
+static TREE: OnceLock<Tree> = OnceLock::new();
+
+/// Opens it, when the program starts.
+pub(crate) fn open_tree(config: &Config) {
+    if let Some(tree) = config.tree.as_ref().and_then(Tree::open) {
+        tree.begin();
+        let _ = TREE.set(tree);
+    }
+}
+
+/// How long a process of the tree may take to answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// The memory of `process` is about to be read from outside: if it is one of the tree, what it has swapped out will be
+/// found when this returns, unless it does not answer.
+pub(crate) fn ask(process: u32) {
+    /// One that is stopped, say.
+    static SILENT: AtomicU32 = AtomicU32::new(0);
+    let Some(tree) = TREE.get() else { return };
+    if !tree.ask(process) || SILENT.load(Ordering::Relaxed) == process {
+        return;
+    }
+    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    let since = Instant::now();
+    while tree.ask(process) {
+        if since.elapsed() > ANSWER_WAIT {
+            SILENT.store(process, Ordering::Relaxed);
+            return;
+        }
+        std::thread::sleep(SHORTEST);
+    }
+}
+
 fn watch(config: &'static Config) {
-    let tree = config.tree.as_ref().and_then(Tree::open);
+    let tree = TREE.get();
     let mut own = OwnPart::default();
     let mut files = Files::new();
     loop {
@@ -226,14 +261,18 @@ fn watch(config: &'static Config) {
         hold();
         let pause = {
             let resident = kept::resident_bytes().unwrap_or(0);
-            let limit = tree.as_ref().map_or(config.limit, |tree| {
+            let limit = tree.map_or(config.limit, |tree| {
                 let counted = own.bytes(resident);
                 tree.tell(counted);
                 // What others count need not be counted here.
                 let share = tree.share(config.limit) + (resident - counted);
                 share.min(config.limit)
             });
-            match state::engine() {
+            let is_asked = tree.is_some_and(Tree::is_asked);
+            if is_asked {
+                stop::note_inline(stop::Why::Read);
+            }
+            let pause = match state::engine() {
                 None if resident.max(SOON.load(Ordering::Relaxed)) > limit / 2
                     && !REFUSED.load(Ordering::Relaxed) =>
                 {
@@ -246,9 +285,10 @@ fn watch(config: &'static Config) {
                         take_on(process);
                     }
                     if process.has_taken_a_stack() {
-                        stop::note(stop::Why::Stack);
+                        stop::note_inline(stop::Why::Stack);
                     }
                     stop::finish();
+                    process.start_handlers();
                     let resident = if files.press(process, limit) {
                         kept::resident_bytes().unwrap_or(resident)
                     } else {
@@ -257,7 +297,11 @@ fn watch(config: &'static Config) {
                     keep(process, limit, resident);
                     pause(limit, resident)
                 }
+            };
+            if is_asked && !stop::is_due() {
+                tree.inspect(|tree| tree.answer());
             }
+            pause
         };
         release();
         // A file system that does not answer holds up this thread and nobody else.
@@ -311,48 +355,54 @@ fn begin(config: &Config, limit: u64) {
     if is_confined() {
         return refuse(BY_FILTER);
     }
-    if let Some(problem) = uncovered() {
+    if let Some(problem) = uncovered(config.faults) {
         return refuse(&problem);
     }
-    if let Some(why) = stop::reason() {
+    if config.faults == FaultMode::Auto && uncovered(FaultMode::Inline).is_some() {
+        // Handler threads make up for what a file hides.
+        stop::note_inline(stop::Why::Code);
+    }
+    // With a reason against inline mode only, it goes over before it has anything.
+    let last = match config.faults {
+        FaultMode::Auto => FaultMode::Thread,
+        faults => faults,
+    };
+    if let Some(why) = stop::reason(last) {
         return refuse(why.text());
     }
-    let mode = if config.inline {
-        FaultMode::Inline
-    } else {
-        FaultMode::Thread
-    };
     // Before anybody can take anything on.
-    if config.inline && !noted::end() {
+    if state::sees_all() && !noted::end() {
         return refuse("this host has refused a barrier for the program's threads (membarrier)");
     }
     let builder = Engine::builder()
         .device(config.device.clone())
         .limit(limit)
-        .faults(mode)
+        .faults(config.faults)
         .policy(config.policy)
         .strict(config.strict);
     let process = match Process::start(builder) {
         Ok(process) => process,
         Err(error) => return refuse(&error.to_string()),
     };
-    if config.inline {
+    if state::sees_all() {
         masks::note_actions();
     }
     if !state::begin(process) {
         state::end(process);
         return refuse("a change of the address space does not end");
     }
-    if config.inline {
+    if state::sees_all() {
         // The program may have put a handler of its own there just before.
         if let Err(errno) = signals::reinstall() {
             state::end(process);
             return refuse(&format!("the SIGBUS handler cannot be installed ({errno})"));
         }
         // What was found wrong before the engine was known.
-        if stop::reason().is_some() {
-            return stop::finish();
+        stop::finish();
+        if state::engine().is_none() {
+            return;
         }
+        process.start_handlers();
     }
     if !calls::may_recycle() {
         process.stop_recycling();
@@ -363,8 +413,8 @@ fn begin(config: &Config, limit: u64) {
     process.note_resident(kept::resident_bytes().unwrap_or(0));
 }
 
-/// Why changes of the address space could go unseen, if they could.
-fn uncovered() -> Option<String> {
+/// Why calls could go unseen that have to be seen where faults are handled so, if they could.
+fn uncovered(faults: FaultMode) -> Option<String> {
     let coverage = userswap_hook::coverage();
     if let Some((path, at)) = coverage.uncovered().next() {
         return Some(format!(
@@ -373,11 +423,13 @@ fn uncovered() -> Option<String> {
         ));
     }
     // Handler threads make up for what a file hides that nobody can read.
-    let hidden = coverage.libraries.iter().find_map(|library| {
+    if faults != FaultMode::Inline {
+        return None;
+    }
+    coverage.libraries.iter().find_map(|library| {
         let why = library.unreadable?;
         Some(format!("{}: {why}", library.path.display()))
-    });
-    hidden.filter(|_| state::is_inline())
+    })
 }
 
 /// Code has come since somebody looked at it.
@@ -388,15 +440,20 @@ pub(crate) fn code_came() {
     CODE_CAME.store(true, Ordering::Relaxed);
 }
 
-/// In inline mode, before each call of the program: are the system calls of code that has come all seen?
+/// Where all is looked at, before each call of the program: are the system calls of code that has come all seen?
 pub(crate) fn look_at_code() {
     // Relaxed: who mapped the code makes another call before it runs.
     if !CODE_CAME.load(Ordering::Relaxed) || state::engine().is_none() {
         return;
     }
     let (_blocked, _bypass) = (Blocked::new(), Bypass::new());
-    if CODE_CAME.swap(false, Ordering::Relaxed) && uncovered().is_some() {
+    if !CODE_CAME.swap(false, Ordering::Relaxed) {
+        return;
+    }
+    if uncovered(FaultMode::Thread).is_some() {
         stop::stop(stop::Why::Code);
+    } else if uncovered(FaultMode::Inline).is_some() {
+        stop::stop_inline(stop::Why::Code);
     }
 }
 
@@ -413,7 +470,7 @@ pub(crate) fn note_main_thread() {
     let control = own::control_block();
     let local = maps::containing(&maps, control).is_some_and(|found| stacks::note(&found));
     if !fits || !local {
-        stop::stop(stop::Why::Stacks);
+        stop::stop_inline(stop::Why::Stacks);
     }
 }
 

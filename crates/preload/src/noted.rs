@@ -8,7 +8,7 @@ use userswap::held;
 use userswap_hook::{Call, Knowledge, Note, hear_of_all, memory_of, note_only};
 
 use crate::memory;
-use crate::stop::{Why, stop};
+use crate::stop::{Why, stop_inline};
 use crate::threads::Thread;
 
 /// Calls about which nothing matters but the memory that they use until they return, and of which that is always known: from
@@ -88,7 +88,7 @@ fn hold(note: &'static Note) {
     };
     let (ranges, known) = used(&call);
     if !known {
-        stop(Why::UnknownCall);
+        stop_inline(Why::UnknownCall);
     }
     held::hold_while(move || note.is_in(turn), ranges);
 }

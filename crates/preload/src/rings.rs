@@ -1,4 +1,4 @@
-//! Rings of io_uring, in thread mode: what they read and write comes in as for other calls, but advice given through them would
+//! Rings of io_uring, where handler threads are or may be needed: what they read and write comes in as for other calls, but advice given through them would
 //! change memory unseen. So rings are made without that one operation: it is refused with `EACCES`.
 //!
 //! A ring is made disabled, told the operations it may do, all but that one, and enabled; to the program it looks like one
@@ -6,7 +6,7 @@
 
 use userswap_hook::{Call, Decision};
 
-use crate::memory::{words, write_words};
+use crate::memory::{can_read, words, write_words};
 use crate::raw;
 use crate::stop::{Why, stop};
 
@@ -43,6 +43,9 @@ pub(crate) fn set_up(call: &Call, make: impl FnOnce() -> isize) -> Decision {
     // Entries; flags and a CPU.
     let parameters = call.args[1];
     let Some([entries, flags]) = words::<2>(parameters, &(0..0)) else {
+        if !can_read() {
+            stop(Why::Rings);
+        }
         return Decision::Run;
     };
     if flags & SETUP_DISABLED != 0 {

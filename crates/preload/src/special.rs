@@ -27,9 +27,11 @@ pub(crate) fn before(call: &Call) -> Decision {
     match call.nr as c_long {
         libc::SYS_mlockall => return lock_all(call),
         libc::SYS_ioctl => leave_to_others(call),
-        // Inline mode looks at paths once they are in memory.
-        libc::SYS_open if !state::is_inline() => look_at_path(call.args[0]),
-        libc::SYS_openat | libc::SYS_openat2 if !state::is_inline() => look_at_path(call.args[1]),
+        // Where calls are followed, paths have been looked at once they were in memory.
+        libc::SYS_open if !state::follows_calls() => look_at_path(call.args[0]),
+        libc::SYS_openat | libc::SYS_openat2 if !state::follows_calls() => {
+            look_at_path(call.args[1])
+        }
         _ => {}
     }
     Decision::Run

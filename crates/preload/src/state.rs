@@ -8,7 +8,9 @@
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use userswap::Process;
+use userswap::{FaultMode, Process};
+
+use crate::stop;
 
 static ENGINE: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -18,17 +20,37 @@ static UNSEEN: AtomicUsize = AtomicUsize::new(0);
 /// Set in a child of fork while only threads of ours are being started: no call is the program's.
 static STARTING: AtomicBool = AtomicBool::new(false);
 
-/// Faults are resolved in the threads of the program that meet them. Set before the first call is looked at.
-static INLINE: AtomicBool = AtomicBool::new(false);
+/// Every system call of the program's is looked at, as inline mode needs it. Set before the first is.
+static SEES_ALL: AtomicBool = AtomicBool::new(false);
 
-/// Says that it is so.
-pub(crate) fn set_inline() {
-    INLINE.store(true, Ordering::Relaxed);
+/// Faults may be handled in threads. Set before the first call is looked at.
+static MAY_USE_THREADS: AtomicBool = AtomicBool::new(false);
+
+/// Says how faults are to be handled.
+pub(crate) fn set_faults(faults: FaultMode) {
+    SEES_ALL.store(faults != FaultMode::Thread, Ordering::Relaxed);
+    MAY_USE_THREADS.store(faults != FaultMode::Inline, Ordering::Relaxed);
 }
 
-/// Whether the program's system calls fail on memory that is swapped out, unless it is brought in before.
-pub(crate) fn is_inline() -> bool {
-    INLINE.load(Ordering::Relaxed)
+/// Whether every system call of the program's is looked at, and SIGBUS is ours: from the start to the end, whoever handles
+/// faults.
+pub(crate) fn sees_all() -> bool {
+    SEES_ALL.load(Ordering::Relaxed)
+}
+
+/// Whether faults are handled in threads, or may be some day.
+pub(crate) fn may_use_threads() -> bool {
+    MAY_USE_THREADS.load(Ordering::Relaxed)
+}
+
+/// Whether the memory of the program's system calls has to be there before they are made, or may have to be before they end.
+pub(crate) fn follows_calls() -> bool {
+    if !sees_all() {
+        return false;
+    }
+    // In this order: with a reason known before there is an engine, none ever takes anything on inline.
+    let possible = stop::reason(FaultMode::Inline).is_none();
+    engine().map_or(possible, Process::is_inline_now)
 }
 
 /// Runs `start`, which starts threads of ours where no thread of the program's runs beside this one.

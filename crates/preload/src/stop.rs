@@ -1,11 +1,13 @@
-//! Giving up on a process in which eviction cannot be made safe: what is out comes back, and nothing leaves any more.
+//! What a process does that eviction cannot be made safe with: what is out comes back, and nothing leaves any more; or, where
+//! that is enough and the host permits it, handler threads take over from the program's own.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use userswap::{FaultMode, Process};
 use userswap_hook::{Bypass, Call};
 use userswap_sys::signals::Blocked;
 
-use crate::{monitor, raw, state};
+use crate::{calls, monitor, raw, state};
 
 /// Why eviction cannot go on: the kernel would use memory without our knowing, a fault could not be handled, or the program wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +25,10 @@ pub(crate) enum Why {
     Code,
     Unreadable,
     Locked,
+    Read,
 }
 
-const ALL: [Why; 12] = [
+const ALL: [Why; 13] = [
     Why::Rings,
     Why::Filter,
     Why::OwnMemory,
@@ -38,6 +41,7 @@ const ALL: [Why; 12] = [
     Why::Code,
     Why::Unreadable,
     Why::Locked,
+    Why::Read,
 ];
 
 impl Why {
@@ -57,46 +61,68 @@ impl Why {
                 "this host does not let a process read its own memory (process_vm_readv)"
             }
             Self::Locked => "the program locks all of its memory (mlockall)",
+            Self::Read => "another program reads its memory (process_vm_readv)",
         }
     }
 }
 
-/// 0: nothing is wrong.
-static WHY: AtomicU8 = AtomicU8::new(0);
+/// Why eviction cannot go on, where faults are handled inline, and where they are handled in threads; 0: nothing is wrong.
+static WHY: [AtomicU8; 2] = [const { AtomicU8::new(0) }; 2];
 
-/// Why nothing may be swapped out in this process.
-pub(crate) fn reason() -> Option<Why> {
+fn why(mode: FaultMode) -> &'static AtomicU8 {
+    &WHY[usize::from(mode == FaultMode::Thread)]
+}
+
+/// Why nothing may be swapped out in this process where faults are handled so.
+pub(crate) fn reason(mode: FaultMode) -> Option<Why> {
     // SeqCst: who starts the engine makes it known first, and then looks here.
-    let why = WHY.load(Ordering::SeqCst);
+    let why = why(mode).load(Ordering::SeqCst);
     ALL.into_iter().find(|known| *known as u8 == why)
 }
 
-/// Gives a reason, which the monitor finds. Only the first counts.
-pub(crate) fn note(why: Why) {
-    let _ = WHY.compare_exchange(0, why as u8, Ordering::SeqCst, Ordering::SeqCst);
+/// Gives a reason against a mode, which the monitor finds. Only the first counts.
+fn note(reason: Why, mode: FaultMode) {
+    let _ = why(mode).compare_exchange(0, reason as u8, Ordering::SeqCst, Ordering::SeqCst);
 }
 
-/// From here on nothing of the process is swapped out; returns when that is so.
-pub(crate) fn stop(why: Why) {
-    note(why);
-    if state::engine().is_none() {
-        return;
-    }
-    if why != Why::Stack {
-        let (_blocked, _bypass) = (Blocked::new(), Bypass::new());
-        finish();
-    }
-    // Somebody else is at it. On a stack that may be swapped out that has to be so: its thread, at work on pages, could need
-    // one of those.
-    monitor::look_now();
-    for _ in 0..MOST_LOOKS {
-        if state::engine().is_none() {
-            return;
+/// The same against inline mode.
+pub(crate) fn note_inline(reason: Why) {
+    note(reason, FaultMode::Inline);
+}
+
+/// From here on nothing of the process is swapped out, whoever handles faults; returns when that is so.
+pub(crate) fn stop(reason: Why) {
+    note(reason, FaultMode::Thread);
+    stop_inline(reason);
+}
+
+/// From here on nothing of the process is swapped out that only a fault inline would bring back; returns when that is so.
+/// Where the host permits it, handler threads go on.
+pub(crate) fn stop_inline(reason: Why) {
+    note_inline(reason);
+    // On a stack that may be swapped out somebody else has to be at it: its thread, at work on pages, could need one of those.
+    let here = 0_u8;
+    let is_taken = |engine: &Process| engine.has_taken(std::ptr::from_ref(&here) as usize);
+    let not_me = reason == Why::Stack || state::engine().is_some_and(is_taken);
+    let mut looks = 0;
+    while is_due() {
+        if !not_me || looks == MOST_LOOKS {
+            let (_blocked, _bypass) = (Blocked::new(), Bypass::new());
+            finish();
+            if !is_due() {
+                return;
+            }
         }
+        monitor::look_now();
         pause();
+        // Who is at it takes as long as it takes.
+        looks += u32::from(!AT_IT.load(Ordering::SeqCst));
     }
-    let (_blocked, _bypass) = (Blocked::new(), Bypass::new());
-    finish();
+}
+
+/// Whether there is an engine, and a reason against it.
+pub(crate) fn is_due() -> bool {
+    state::engine().is_some_and(|engine| reason(engine.fault_mode()).is_some())
 }
 
 /// Looks, of a tenth of a millisecond at least, until the monitor is taken to be gone: as in a child of fork whose libc knows
@@ -111,17 +137,34 @@ fn pause() {
     unsafe { raw::make(&Call::new(libc::SYS_nanosleep as usize, arguments)) };
 }
 
-/// Ends the engine, if there is one and a reason to. Signals are blocked, and no call of this thread is looked at.
+/// Somebody is in [`finish`].
+static AT_IT: AtomicBool = AtomicBool::new(false);
+
+/// In a child of fork: only its one thread is left.
+pub(crate) fn only_this_thread() {
+    AT_IT.store(false, Ordering::SeqCst);
+}
+
+/// Where there is an engine and a reason against it: has handler threads go on, or ends it. Signals are blocked, and no call of
+/// this thread is looked at.
 pub(crate) fn finish() {
-    static AT_IT: AtomicBool = AtomicBool::new(false);
-    let (Some(why), Some(process)) = (reason(), state::engine()) else {
-        return;
-    };
-    if AT_IT.swap(true, Ordering::SeqCst) {
-        return;
+    while let Some(process) = state::engine()
+        && let Some(why) = reason(process.fault_mode())
+        && !AT_IT.swap(true, Ordering::SeqCst)
+    {
+        let may_go_on = state::may_use_threads()
+            && process.fault_mode() == FaultMode::Inline
+            && reason(FaultMode::Thread).is_none();
+        if may_go_on && process.go_over().is_ok() {
+            // The others are started by the monitor.
+            monitor::look_now();
+        } else {
+            state::end(process);
+            monitor::refuse(why.text());
+        }
+        AT_IT.store(false, Ordering::SeqCst);
+        calls::look_again();
     }
-    state::end(process);
-    monitor::refuse(why.text());
 }
 
 #[cfg(test)]

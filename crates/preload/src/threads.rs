@@ -14,8 +14,8 @@ use userswap_sys::signals::Blocked;
 use userswap_sys::{cpu, own};
 
 use crate::alternate::Alternate;
-use crate::stacks;
-use crate::stop::{Why, stop};
+use crate::stop::{Why, stop_inline};
+use crate::{stacks, state};
 
 /// A thread of the program; used again by another when it has ended.
 pub(crate) struct Thread {
@@ -68,7 +68,7 @@ impl Thread {
             // SAFETY: as above.
             unsafe { word.write_volatile(std::ptr::from_ref(thread) as usize) };
             if !thread.alternate.begin() {
-                stop(Why::Stacks);
+                stop_inline(Why::Stacks);
             }
             thread
         });
@@ -138,16 +138,23 @@ impl Thread {
                 self.ours.set(true);
                 return None;
             }
-            if !own::thread_is_coming() {
+            if !own::thread_is_coming() && state::follows_calls() {
                 // A fault there could not be handled.
-                stop(Why::Stack);
+                stop_inline(Why::Stack);
             }
         }
         self.end_stale(call.stack, on_own_stack);
-        let Some(number) = self.holder.begin() else {
-            stop(Why::Nesting);
-            return None;
-        };
+        let number = self.holder.begin().or_else(|| {
+            if state::follows_calls() {
+                stop_inline(Why::Nesting);
+            }
+            if state::follows_calls() {
+                return None;
+            }
+            // Nothing depends on what those under way hold: they are forgotten.
+            self.holder.end(0);
+            self.holder.begin()
+        })?;
         let now = &self.calls[number];
         now.stack.set(call.stack);
         now.on_own_stack.set(on_own_stack);

@@ -17,10 +17,15 @@ pub const ROWS: usize = 4096;
 #[repr(C)]
 struct Row {
     process: AtomicU32,
-    unused: AtomicU32,
+    /// Whether others of the tree have asked it to handle faults in threads: see [`Tree::ask`].
+    asked: AtomicU32,
     /// Bytes in memory.
     resident: AtomicU64,
 }
+
+const NOT_ASKED: u32 = 0;
+const ASKED: u32 = 1;
+const ANSWERED: u32 = 2;
 
 /// The table, mapped.
 pub struct Tree {
@@ -99,10 +104,51 @@ impl Tree {
             let process = row.process.load(Ordering::Relaxed);
             if process != 0 && is_gone(process) {
                 row.resident.store(0, Ordering::Relaxed);
+                row.asked.store(NOT_ASKED, Ordering::Relaxed);
                 // Release: whoever takes the row finds it empty.
                 row.process.store(0, Ordering::Release);
             }
         }
+    }
+
+    /// Asks `process` to handle faults in threads, since what it has swapped out is to be read from outside. `true`: it has
+    /// not answered yet.
+    pub(crate) fn ask(&self, process: u32) -> bool {
+        let row = self.row_of(process);
+        row.is_some_and(|row| {
+            // Acquire: what was done before the answer. Relaxed, to ask: nothing is said with it.
+            let asked =
+                row.asked
+                    .compare_exchange(NOT_ASKED, ASKED, Ordering::Relaxed, Ordering::Acquire);
+            asked != Err(ANSWERED)
+        })
+    }
+
+    /// Whether this process is asked.
+    pub(crate) fn is_asked(&self) -> bool {
+        let row = self.row_of(std::process::id());
+        row.is_some_and(|row| row.asked.load(Ordering::Relaxed) == ASKED)
+    }
+
+    /// This process has done what it was asked for, as far as it can.
+    pub(crate) fn answer(&self) {
+        self.set_asked(ANSWERED);
+    }
+
+    /// This process has been executed: what it has answered was another program's word.
+    pub(crate) fn begin(&self) {
+        self.set_asked(NOT_ASKED);
+    }
+
+    fn set_asked(&self, asked: u32) {
+        if let Some(row) = self.row_of(std::process::id()) {
+            row.asked.store(asked, Ordering::Release);
+        }
+    }
+
+    fn row_of(&self, process: u32) -> Option<&Row> {
+        let is = |row: &&Row| row.process.load(Ordering::Relaxed) == process;
+        self.rows.iter().find(is)
     }
 
     /// This process is gone.
@@ -113,8 +159,7 @@ impl Tree {
 
     fn own_row(&self) -> Option<&Row> {
         let me = std::process::id();
-        let mine = |row: &&Row| row.process.load(Ordering::Relaxed) == me;
-        self.rows.iter().find(mine).or_else(|| {
+        self.row_of(me).or_else(|| {
             self.rows.iter().find(|row| {
                 row.process
                     .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
@@ -156,7 +201,17 @@ mod tests {
         assert_eq!(tree.share(60 << 20), 15 << 20, "a quarter at least");
         tree.sweep(|process| process == 1);
         assert_eq!(tree.resident(), 30 << 20);
+        assert!(!tree.ask(1), "none of the tree");
+        let me = std::process::id();
+        assert!(!tree.is_asked() && again.ask(me) && again.ask(me) && tree.is_asked());
+        tree.answer();
+        assert!(!again.ask(me) && !tree.is_asked());
+        tree.begin();
+        assert!(again.ask(me), "another program");
         tree.leave();
         assert_eq!(tree.resident(), 0);
+        tree.tell(1);
+        assert!(!tree.is_asked(), "a new one");
+        tree.leave();
     }
 }

@@ -50,10 +50,13 @@ impl Modes {
     /// The line at the end.
     pub(super) fn verdict(&self) -> &'static str {
         match (self.inline(), self.thread()) {
-            (true, true) => "Everything works here: inline and thread mode.",
+            (true, true) => {
+                "Everything works here: inline and thread mode. `run` begins inline, and a program that needs it goes over to \
+                 handler threads."
+            }
             (true, false) => {
-                "Inline mode works here: programs can be run under a limit, and memory regions swapped; system calls on \
-                 swapped-out memory of a region fail unless it is pinned."
+                "Inline mode works here: programs can be run under a limit, but for those that need handler threads \
+                 (io_uring, aio); memory regions can be swapped, and system calls on what is out fail unless it is pinned."
             }
             (false, true) => "Thread mode works here.",
             (false, false) => "Nothing can be swapped on this host.",

@@ -26,7 +26,7 @@ pub(crate) fn check(
 /// Whether programs can be swapped here for `user`, and all of `programs` are installed.
 pub(crate) fn possible_for(user: User, test: &str, programs: &[&str]) -> bool {
     match user {
-        User::Any => possible_with(test, programs),
+        User::Any | User::InThreads => possible_with(test, programs),
         User::Unprivileged => possible_unprivileged(test, programs),
     }
 }
