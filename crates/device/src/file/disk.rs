@@ -14,9 +14,11 @@ use rustix::fs::OFlags;
 use rustix::io::{Errno, preadv, pwritev};
 use rustix::process::{Resource, getrlimit};
 use userswap_core::device::{DeviceError, PAGE_SIZE, PageBytes};
-use userswap_sys::descriptor;
+use userswap_sys::timing::now_ns;
+use userswap_sys::{cpu, descriptor};
 
 use super::awaited::Awaited;
+use super::pace::{self, Pace};
 use super::ring::{Ring, Transfer};
 use crate::arena::refused;
 
@@ -32,6 +34,7 @@ pub(super) struct Disk {
     /// The ring is this process's own.
     use_ring: AtomicBool,
     pub(super) awaited: Awaited,
+    pace: Pace,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
 }
@@ -51,6 +54,7 @@ impl Disk {
             ring: Ring::new(),
             use_ring: AtomicBool::new(with_ring),
             awaited: Awaited::new(),
+            pace: Pace::new(),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
         }
@@ -63,7 +67,8 @@ impl Disk {
     /// Opens the ring, if one is to be used and none is open. Allocates.
     pub(super) fn open_ring(&self) {
         // Acquire: pairs with the release in `leave_ring`.
-        if self.use_ring.load(Acquire) {
+        if self.use_ring.load(Acquire) && !self.ring.is_open() {
+            self.pace.note_cpus(cpu::count());
             self.ring.open();
         }
     }
@@ -112,13 +117,17 @@ impl Disk {
         let _request = self.awaited.begin(false);
         let mut list = [Run { first: 0, count: 0 }; MOST];
         let list = runs(blocks, &mut list);
+        if let &[block] = blocks {
+            let result = self.read_one(block, pages);
+            return self.note_read(list[0], result, &mut done);
+        }
         if list.len() > 1 && self.use_ring.load(Acquire) {
             let mut transfers = [Transfer::EMPTY; MOST];
             for (transfer, run) in transfers.iter_mut().zip(list) {
                 *transfer = Transfer::new(offset(blocks[run.first]), run.first, run.count);
             }
             let transfers = &mut transfers[..list.len()];
-            if self.ring.read(self.fd.as_raw_fd(), pages, transfers) {
+            if self.ring.read(self.fd.as_raw_fd(), pages, transfers, 0) {
                 for (run, transfer) in list.iter().zip(&*transfers) {
                     // What came short is read again, whole: it seldom happens.
                     let result = if transfer.is_whole() {
@@ -135,6 +144,25 @@ impl Disk {
             let result = self.read_run(blocks, pages, *run);
             self.note_read(*run, result, &mut done);
         }
+    }
+
+    /// Reads one block the way that is sooner done.
+    fn read_one(&self, block: u32, pages: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        let run = Run { first: 0, count: 1 };
+        if !self.use_ring.load(Acquire) {
+            return self.read_run(&[block], pages, run);
+        }
+        let since = now_ns();
+        let mut transfer = [Transfer::new(offset(block), 0, 1)];
+        let looked = self.pace.looks() && {
+            let fd = self.fd.as_raw_fd();
+            self.ring.read(fd, pages, &mut transfer, pace::LONGEST_NS)
+        };
+        if !transfer[0].is_whole() {
+            self.read_run(&[block], pages, run)?;
+        }
+        self.pace.note(looked, now_ns() - since);
+        Ok(())
     }
 
     fn note_read(

@@ -23,6 +23,7 @@ mod blocks;
 mod disk;
 mod home;
 mod leases;
+mod pace;
 mod ring;
 mod segments;
 #[cfg(test)]

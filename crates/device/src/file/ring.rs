@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::io_uring::{IoringEnterFlags, io_uring_enter};
 use userswap_core::device::PAGE_SIZE;
 use userswap_sys::descriptor::move_up;
+use userswap_sys::timing::now_ns;
 
 use super::disk::MOST;
 
@@ -53,7 +54,11 @@ pub fn io_uring_refused() -> Option<std::io::Error> {
 
 /// A ring whose descriptor is none of the lowest, which are the program's.
 fn out_of_the_way() -> std::io::Result<IoUring> {
-    let low: IoUring = IoUring::new(MOST as u32)?;
+    // A completion that is looked for need not interrupt who looks.
+    let low: IoUring = IoUring::builder()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .build(MOST as u32)?;
     // SAFETY: the ring's descriptor, open while `low` lives.
     let fd = unsafe { BorrowedFd::borrow_raw(low.as_raw_fd()) };
     let high = move_up(fd.try_clone_to_owned()?);
@@ -125,13 +130,15 @@ impl Ring {
     }
 
     /// Reads `transfers` into `pages`; `false`: nothing was done. A transfer that is not whole is to be tried otherwise.
+    /// For `look_ns` nanoseconds the answer is looked for; who waits longer sleeps.
     pub(super) fn read(
         &self,
         fd: i32,
         pages: &mut [IoSliceMut<'_>],
         transfers: &mut [Transfer],
+        look_ns: u64,
     ) -> bool {
-        self.run(transfers, |transfer| {
+        self.run(transfers, look_ns, |transfer| {
             let list = &mut pages[transfer.first..transfer.first + transfer.count];
             // An `IoSliceMut` is an iovec by its documentation.
             opcode::Readv::new(types::Fd(fd), list.as_mut_ptr().cast(), list.len() as u32)
@@ -142,7 +149,7 @@ impl Ring {
 
     /// Writes `transfers` from `pages`; as [`Ring::read`].
     pub(super) fn write(&self, fd: i32, pages: &[u8], transfers: &mut [Transfer]) -> bool {
-        self.run(transfers, |transfer| {
+        self.run(transfers, 0, |transfer| {
             let bytes = &pages[transfer.first * PAGE_SIZE..][..transfer.count * PAGE_SIZE];
             opcode::Write::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
                 .offset(transfer.offset)
@@ -154,6 +161,7 @@ impl Ring {
     fn run(
         &self,
         transfers: &mut [Transfer],
+        look_ns: u64,
         mut entry: impl FnMut(&Transfer) -> squeue::Entry,
     ) -> bool {
         let Some(mut guard) = self.try_lock() else {
@@ -174,6 +182,7 @@ impl Ring {
         }
         let pushed = ring.submission().len();
         let (mut done, mut broken) = (0, false);
+        let since = if look_ns > 0 { now_ns() } else { 0 };
         loop {
             for completion in ring.completion() {
                 transfers[completion.user_data() as usize].result = completion.result();
@@ -188,7 +197,14 @@ impl Ring {
                 std::thread::yield_now();
                 continue;
             }
-            match submit_and_wait(ring, pushed - done) {
+            let looks = look_ns > 0 && now_ns() - since < look_ns;
+            let queue = ring.submission();
+            if looks && queue.is_empty() && !queue.taskrun() {
+                std::hint::spin_loop();
+                continue;
+            }
+            drop(queue);
+            match submit_and_wait(ring, if looks { 0 } else { pushed - done }) {
                 Ok(_) => {}
                 Err(Errno::INTR | Errno::AGAIN | Errno::BUSY) => std::thread::yield_now(),
                 // The ring is gone, or was forbidden: what is under way still completes.
@@ -216,23 +232,49 @@ fn submit_and_wait(ring: &mut IoUring, count: usize) -> Result<u32, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
+    use std::io::{Read, Seek, Write};
 
     use super::*;
 
-    #[test]
-    fn what_is_cut_short_or_refused_is_not_whole() {
+    fn opened() -> Option<Ring> {
         let ring = Ring::new();
         ring.open();
-        if !ring.is_open() {
-            assert_ne!(
-                std::env::var("CI").as_deref(),
-                Ok("true"),
-                "io_uring is refused"
-            );
-            eprintln!("SKIPPED: io_uring is refused here");
-            return;
+        if ring.is_open() {
+            return Some(ring);
         }
+        assert_ne!(
+            std::env::var("CI").as_deref(),
+            Ok("true"),
+            "io_uring is refused"
+        );
+        eprintln!("SKIPPED: io_uring is refused here");
+        None
+    }
+
+    #[test]
+    fn an_answer_is_looked_for_and_slept_for() {
+        let Some(ring) = opened() else { return };
+        // What the other end of a pipe sends is answered when it is sent.
+        for (look_ns, late_ms) in [(0, 0), (0, 20), (u64::MAX, 20), (1_000_000, 20)] {
+            let (from, mut to) = std::io::pipe().unwrap();
+            let mut page = [0; PAGE_SIZE];
+            let mut list = [IoSliceMut::new(&mut page)];
+            let mut reads = [Transfer::new(0, 0, 1)];
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    std::thread::sleep(std::time::Duration::from_millis(late_ms));
+                    to.write_all(&[7; PAGE_SIZE]).unwrap();
+                });
+                assert!(ring.read(from.as_raw_fd(), &mut list, &mut reads, look_ns));
+            });
+            assert!(reads[0].is_whole(), "{look_ns} ns, {late_ms} ms");
+            assert_eq!(page, [7; PAGE_SIZE]);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_or_refused_is_not_whole() {
+        let Some(ring) = opened() else { return };
         let mut file = tempfile::tempfile().unwrap();
         let pages: Vec<u8> = (0..3 * PAGE_SIZE)
             .map(|i| (i / PAGE_SIZE) as u8 + 1)
@@ -251,7 +293,7 @@ mod tests {
         let mut back = vec![[0u8; PAGE_SIZE]; 3];
         let mut list: Vec<_> = back.iter_mut().map(|page| IoSliceMut::new(page)).collect();
         let mut reads = [transfer(2, 0, 2), transfer(0, 2, 1)];
-        assert!(ring.read(file.as_raw_fd(), &mut list, &mut reads));
+        assert!(ring.read(file.as_raw_fd(), &mut list, &mut reads, 0));
         assert!(!reads[0].is_whole() && reads[1].is_whole());
         assert_eq!((back[0][9], back[2][9]), (1, 3));
         let mut refused = [transfer(0, 0, 1), transfer(1, 1, 1)];
