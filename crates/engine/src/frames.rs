@@ -54,6 +54,8 @@ struct Lists {
     empty: Vec<Block>,
     reusable: Vec<Block>,
     scratch: Vec<Block>,
+    /// Threads that wait for a block: waking nobody costs a system call, too.
+    waiting: usize,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl FramePool {
             empty: Vec::with_capacity(staging),
             reusable: Vec::with_capacity(reserve),
             scratch: Vec::with_capacity(scratch),
+            waiting: 0,
         };
         lists.empty.extend(staged.rev());
         lists.scratch.extend(scratched.rev());
@@ -166,10 +169,12 @@ impl FramePool {
     }
 
     fn wait(&self, freed: &Condvar, used_up: impl Fn(&Lists) -> bool) {
-        let lists = self.lists();
+        let mut lists = self.lists();
         if used_up(&lists) {
+            lists.waiting += 1;
             // The bound is for a wake-up that went to somebody who did not need it.
-            drop(freed.wait_timeout(lists, Duration::from_millis(20)));
+            let woken = freed.wait_timeout(lists, Duration::from_millis(20));
+            woken.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
         }
     }
 
@@ -253,9 +258,10 @@ impl FramePool {
     }
 
     fn free(&self, block: Block) {
-        if self.is_scratch(block) {
-            self.lists().scratch.push(block);
-            self.scratch_freed.notify_one();
+        let waiting = if self.is_scratch(block) {
+            let mut lists = self.lists();
+            lists.scratch.push(block);
+            (lists.waiting > 0).then_some(&self.scratch_freed)
         } else {
             let filled = self.blocks[block as usize]
                 .filled
@@ -271,9 +277,15 @@ impl FramePool {
             };
             if !keep {
                 self.empty(block);
-                self.lists().empty.push(block);
             }
-            self.staging_freed.notify_one();
+            let mut lists = self.lists();
+            if !keep {
+                lists.empty.push(block);
+            }
+            (lists.waiting > 0).then_some(&self.staging_freed)
+        };
+        if let Some(freed) = waiting {
+            freed.notify_one();
         }
     }
 
