@@ -275,7 +275,7 @@ pub(crate) struct Common {
     /// How often everything is measured, one after the other each time
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: u32,
-    /// Measure the kernel's swap, too, in the same run: its zram, or with --device file:PATH its swap on storage of the same
+    /// Measure the kernel's swap, too, in the same run: its zram, or where --device has a file its swap on storage of the same
     /// kind, for a folder in memory a block device in memory that both get (as root: sets it up and takes it away again)
     #[arg(long)]
     pub(crate) kernel: bool,
@@ -343,6 +343,9 @@ pub(crate) struct FaultArgs {
     /// The ways in
     #[arg(long, value_enum, default_value = "all")]
     pub(crate) way: Ways,
+    /// Measure once more while another thread writes out four times as many pages without pause
+    #[arg(long)]
+    pub(crate) writeback: bool,
     #[command(flatten)]
     pub(crate) common: Common,
 }

@@ -22,6 +22,7 @@ pub(crate) struct EngineSetup {
     pub(crate) way: Way,
     pub(crate) faults: FaultMode,
     pub(crate) fault_around: FaultAround,
+    pub(crate) limit: Option<u64>,
 }
 
 /// Swappable memory.
@@ -41,13 +42,16 @@ enum Backing {
 impl Memory {
     /// A region of a new engine.
     pub(crate) fn engine(setup: &EngineSetup, len: usize) -> anyhow::Result<Self> {
-        let engine = Engine::builder()
+        let mut builder = Engine::builder()
             .device(setup.device.clone())
             .area(setup.area)
             .way(setup.way)
             .faults(setup.faults)
-            .fault_around(setup.fault_around)
-            .build()?;
+            .fault_around(setup.fault_around);
+        if let Some(limit) = setup.limit {
+            builder = builder.limit(limit);
+        }
+        let engine = builder.build()?;
         let region = engine.region(len)?;
         Ok(Self {
             backing: Backing::Engine { region, engine },
@@ -154,6 +158,18 @@ impl Memory {
                 let addr = mapping.as_ptr().wrapping_add(range.start);
                 os::page_out(addr, range.len()).context("madvise(MADV_PAGEOUT) was refused")?;
             }
+        }
+        Ok(())
+    }
+
+    /// Drops the contents of `range` (bytes, whole pages): it reads as zeros then.
+    pub(crate) fn discard(&self, range: Range<usize>) -> anyhow::Result<()> {
+        match &self.backing {
+            Backing::Engine { region, .. } => {
+                // SAFETY: a reference to plain bytes needs `&mut self` (see `Memory`), so nobody has one.
+                unsafe { region.discard_shared(range) }?;
+            }
+            Backing::Kernel { mapping, .. } => mapping.discard(range)?,
         }
         Ok(())
     }

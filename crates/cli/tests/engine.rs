@@ -205,3 +205,49 @@ fn latencies_are_measured_for_each_way() {
         }
     }
 }
+
+#[test]
+fn faults_are_measured_alone_and_beside_writeback() {
+    if !usable("faults_are_measured_alone_and_beside_writeback") {
+        return;
+    }
+    let folder = env!("CARGO_TARGET_TMPDIR");
+    for device in [
+        "zram".to_owned(),
+        format!("file:{folder}"),
+        format!("zram,file:{folder}"),
+    ] {
+        let (status, stdout, stderr) = outcome(&[
+            "bench",
+            "fault",
+            "--writeback",
+            "--size",
+            "4M",
+            "--repeat",
+            "2",
+            "--way",
+            "direct",
+            "--content",
+            "text",
+            "--device",
+            &device,
+            "--json",
+        ]);
+        assert_eq!(status, Some(0), "{stderr}");
+        let rows = records(&stdout);
+        let rows: Vec<_> = rows.iter().filter(|row| row["bench"] == "fault").collect();
+        assert_eq!(rows.len(), 4, "{stdout}");
+        for (index, row) in rows.into_iter().enumerate() {
+            assert_eq!(row["verified"], true, "{device}: {row}");
+            assert_eq!(
+                (row["count"].as_u64(), &row["stayed_pages"]),
+                (Some(1024), &0.into())
+            );
+            let rate = row["writeback_bytes_per_second"].as_f64();
+            assert_eq!(rate.is_some(), index % 2 == 1, "{row}");
+            assert!(rate.is_none_or(|rate| rate > 0.0), "{row}");
+            // Each page was out: a touch that meets it in memory takes less.
+            assert!(row["faulted_share"].as_f64() > Some(0.9), "{device}: {row}");
+        }
+    }
+}

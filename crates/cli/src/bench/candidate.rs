@@ -70,7 +70,7 @@ pub(super) fn candidates(
     );
     let mut device = common.device.clone();
     let mut storage = None;
-    if let (true, DeviceSpec::File(file)) = (common.kernel, &mut device) {
+    if let (true, Some(file)) = (common.kernel, device.file_mut()) {
         let made = Storage::like(file, size).context(IMPOSSIBLE)?;
         *file = made.for_engine(file);
         storage = Some(Arc::new(made));
@@ -82,6 +82,7 @@ pub(super) fn candidates(
             way,
             faults: common.faults.into(),
             fault_around,
+            limit: None,
         },
         storage: storage.clone(),
     };
@@ -132,6 +133,15 @@ impl Candidate {
             Self::Engine { setup, .. } => setup.device.clone().file_mut().is_some(),
             Self::KernelZram { .. } => false,
             Self::KernelSwap(_) => true,
+        }
+    }
+
+    /// Has the engine, where it has a file below compressed memory, keep a limit of `bytes`: without one nothing goes below.
+    pub(super) fn limit_tiers(&mut self, bytes: u64) {
+        if let Self::Engine { setup, .. } = self
+            && matches!(setup.device, DeviceSpec::Tiered(..))
+        {
+            setup.limit = Some(bytes);
         }
     }
 

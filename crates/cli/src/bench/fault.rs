@@ -3,11 +3,12 @@
 use serde::Serialize;
 use userswap::{FaultAround, Way};
 
+use super::beside::write_out_beside;
 use super::candidate::{Candidate, Name, candidates};
 use super::floor::{self, Floor};
 use super::latency::{Figures, Latencies};
 use super::phases;
-use super::stat::{grouped, ratio};
+use super::stat::{grouped, median, ratio};
 use super::{stayed, verdict};
 use crate::args::FaultArgs;
 use crate::content::Content;
@@ -17,7 +18,7 @@ use crate::memory::Memory;
 use crate::progress::Progress;
 use crate::random::permutation;
 use crate::report::{Report, Table};
-use crate::size::human;
+use crate::size::{PAGE, human};
 
 /// One measurement, or with `repeat` left out the median of all.
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +29,9 @@ struct Row {
     pages: usize,
     #[serde(flatten)]
     figures: Figures,
+    /// Other pages that were written out meanwhile, in bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    writeback_bytes_per_second: Option<f64>,
     stayed_pages: usize,
     verified: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,11 +39,30 @@ struct Row {
 }
 
 impl Row {
+    /// For people.
+    fn what(&self) -> String {
+        match self.writeback_bytes_per_second {
+            Some(_) => format!("{}, writing", self.name.short()),
+            None => self.name.short(),
+        }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.writeback_bytes_per_second.is_none()
+    }
+
     /// A line for figures that are not of faults, since the pages never went out.
     fn stayed(&self) -> Option<String> {
-        stayed(&self.name.short(), self.stayed_pages, self.pages)
+        stayed(&self.what(), self.stayed_pages, self.pages)
     }
 }
+
+/// How many pages are written out meanwhile, for each that is faulted on.
+const OTHERS: u64 = 4;
+
+/// The limit of an engine with a file below compressed memory, for each byte that is faulted on: so small that the compressed
+/// others are more than its share, so large that what comes in needs no room to be made.
+const LIMIT: u64 = 2;
 
 /// The medians, the floors, and how `direct` compares to the kernel's fastest compressor.
 #[derive(Clone, Debug, Serialize)]
@@ -59,14 +82,16 @@ struct Summary {
 /// Measures every candidate `--repeat` times, in turn.
 pub(crate) fn run(args: &FaultArgs) -> anyhow::Result<Status> {
     let report = Report::new(args.common.json);
-    let candidates = candidates(
-        &args.common,
-        args.size,
-        &args.way.list(),
-        FaultAround::Fixed(1),
-    )?;
+    let all = args.size * if args.writeback { 1 + OTHERS } else { 1 };
+    let (ways, around) = (args.way.list(), FaultAround::Fixed(1));
+    let mut candidates = candidates(&args.common, all, &ways, around)?;
+    if args.writeback {
+        for candidate in &mut candidates {
+            candidate.limit_tiers(args.size * LIMIT);
+        }
+    }
     let content = Content::new(args.common.content, args.common.seed);
-    let pages = usize::try_from(args.size)? / crate::size::PAGE;
+    let pages = usize::try_from(args.size)? / PAGE;
     let order = permutation(pages, args.common.seed);
     let progress = Progress::new(u64::from(args.common.repeat) * candidates.len() as u64 + 1);
     progress.begin("floors");
@@ -79,10 +104,12 @@ pub(crate) fn run(args: &FaultArgs) -> anyhow::Result<Status> {
     for repeat in 0..args.common.repeat {
         for candidate in &candidates {
             progress.begin(candidate.name().short());
-            let row = measure(args, candidate, &content, &order, repeat)?;
-            progress.suspend(|| report.record(&row))?;
+            let measured = measure(args, candidate, &content, &order, repeat)?;
+            for row in &measured {
+                progress.suspend(|| report.record(row))?;
+            }
             progress.end();
-            rows.push(row);
+            rows.extend(measured);
         }
     }
     drop(progress);
@@ -96,27 +123,51 @@ pub(crate) fn run(args: &FaultArgs) -> anyhow::Result<Status> {
     })
 }
 
+/// Faults alone and, where asked for, beside writeback.
 fn measure(
     args: &FaultArgs,
     candidate: &Candidate,
     content: &Content,
     order: &[u32],
     repeat: u32,
-) -> anyhow::Result<Row> {
-    let mut subject = candidate.open(usize::try_from(args.size)?)?;
+) -> anyhow::Result<Vec<Row>> {
+    let others = order.len() * if args.writeback { OTHERS as usize } else { 0 };
+    let mut subject = candidate.open((order.len() + others) * PAGE)?;
     phases::fill(&mut subject.memory, content)?;
-    let out = phases::page_out(&subject.memory, 1)?;
-    let latencies = touch_each(&subject.memory, order)?;
-    let wrong_pages = phases::wrong_pages(&mut subject.memory, content)?;
-    Ok(Row {
-        bench: "fault",
-        name: candidate.name(),
-        pages: order.len(),
-        figures: latencies.figures(),
-        stayed_pages: out.stayed,
-        verified: wrong_pages == 0,
-        repeat: Some(repeat),
-    })
+    // What is looked at goes out last: it finds compressed memory full.
+    subject
+        .memory
+        .page_out(order.len() * PAGE..(order.len() + others) * PAGE)?;
+    let mut rows = vec![];
+    for with_writeback in [false, true] {
+        if with_writeback && !args.writeback {
+            break;
+        }
+        let out = phases::page_out(&subject.memory, 1)?;
+        let touch = || touch_each(&subject.memory, order);
+        let (latencies, rate) = if with_writeback {
+            let others = order.len()..order.len() + others;
+            let (latencies, rate) = write_out_beside(&subject.memory, others, content, touch)?;
+            (latencies, Some(rate * PAGE as f64))
+        } else {
+            (touch()?, None)
+        };
+        rows.push(Row {
+            bench: "fault",
+            name: candidate.name(),
+            pages: order.len(),
+            figures: latencies.figures(),
+            writeback_bytes_per_second: rate,
+            stayed_pages: out.stayed,
+            verified: true,
+            repeat: Some(repeat),
+        });
+    }
+    let verified = phases::wrong_pages(&mut subject.memory, content)? == 0;
+    for row in &mut rows {
+        row.verified = verified;
+    }
+    Ok(rows)
 }
 
 fn touch_each(memory: &Memory, order: &[u32]) -> anyhow::Result<Latencies> {
@@ -134,20 +185,23 @@ fn summarize(rows: &[Row], floors: Vec<Floor>) -> Summary {
         stayed_pages: rows.iter().map(|row| row.stayed_pages).max().unwrap_or(0),
         verified: rows.iter().all(|row| row.verified),
         repeat: None,
+        writeback_bytes_per_second: median(
+            rows.iter().filter_map(|row| row.writeback_bytes_per_second),
+        ),
         ..rows[0].clone()
     };
-    let medians: Vec<Row> = grouped(rows, |row| row.name)
+    let medians: Vec<Row> = grouped(rows, |row| (row.name, row.is_alone()))
         .into_iter()
         .map(median_of)
         .collect();
     let direct = medians
         .iter()
-        .find(|row| row.name.is_way(Way::Direct) && row.stayed().is_none())
+        .find(|row| row.name.is_way(Way::Direct) && row.is_alone() && row.stayed().is_none())
         .map(|row| row.figures);
     let kernel = |value: fn(&Figures) -> f64| {
         let kernels = medians
             .iter()
-            .filter(|row| row.name.is_kernel() && row.stayed().is_none());
+            .filter(|row| row.name.is_kernel() && row.is_alone() && row.stayed().is_none());
         kernels
             .map(|row| value(&row.figures))
             .min_by(f64::total_cmp)
@@ -189,12 +243,18 @@ impl std::fmt::Display for Shown<'_> {
         let mut table = Table::new(&[&["what"][..], &Figures::HEAD[..]].concat());
         let named = |name: String, figures: &Figures| [vec![name], figures.cells()].concat();
         for row in &summary.medians {
-            table.row(named(row.name.short(), &row.figures));
+            table.row(named(row.what(), &row.figures));
         }
         for floor in &summary.floors {
             table.row(named(floor.what.to_owned(), &floor.figures));
         }
         write!(f, "{table}")?;
+        for row in &summary.medians {
+            if let Some(rate) = row.writeback_bytes_per_second {
+                let mib = rate / f64::from(1 << 20);
+                write!(f, "\n{}: {mib:.0} MiB a second", row.what())?;
+            }
+        }
         for row in &summary.medians {
             if let Some(line) = row.stayed() {
                 write!(f, "\n{line}")?;
@@ -219,6 +279,62 @@ impl std::fmt::Display for Shown<'_> {
 mod tests {
     use super::*;
     use crate::size::PAGE;
+
+    fn row(way: Name, p50_ns: u64, writeback: Option<f64>) -> Row {
+        Row {
+            bench: "fault",
+            name: way,
+            pages: 100,
+            figures: Figures {
+                p50_ns,
+                mean_ns: p50_ns as f64,
+                ..Figures::default()
+            },
+            writeback_bytes_per_second: writeback,
+            stayed_pages: 0,
+            verified: true,
+            repeat: Some(0),
+        }
+    }
+
+    #[test]
+    fn faults_beside_writeback_are_rows_of_their_own_and_in_no_ratio() {
+        let name = |engine, way| Name {
+            engine,
+            way,
+            algorithm: None,
+        };
+        let (ours, kernels) = (name("userswap", "direct"), name("kernel-swap", "kernel"));
+        let rows = [
+            row(ours, 40, None),
+            row(ours, 400, Some(4.0)),
+            row(kernels, 80, None),
+            row(kernels, 100, Some(2.0)),
+            row(ours, 60, None),
+            row(ours, 600, Some(6.0)),
+        ];
+        let summary = summarize(&rows, Vec::new());
+        let medians = summary.medians.iter();
+        let medians: Vec<_> = medians
+            .map(|row| {
+                (
+                    row.what(),
+                    row.figures.p50_ns,
+                    row.writeback_bytes_per_second,
+                )
+            })
+            .collect();
+        assert_eq!(
+            medians,
+            [
+                ("direct".into(), 50, None),
+                ("direct, writing".into(), 500, Some(5.0)),
+                ("kernel".into(), 80, None),
+                ("kernel, writing".into(), 100, Some(2.0)),
+            ]
+        );
+        assert_eq!(summary.direct_over_kernel_p50, Some(50.0 / 80.0));
+    }
 
     #[test]
     fn every_page_is_touched_once() {

@@ -1,5 +1,6 @@
 //! `userswap bench`: the engine's ways in, and the kernel's zram swap beside them in the same run.
 
+mod beside;
 mod candidate;
 mod contend;
 mod fault;

@@ -111,6 +111,7 @@ fn open(args: &StressArgs) -> anyhow::Result<Memory> {
                 faults: args.faults.into(),
                 // Single pages: each of them is raced for.
                 fault_around: FaultAround::Fixed(1),
+                limit: None,
             };
             Memory::engine(&setup, len)
         }
