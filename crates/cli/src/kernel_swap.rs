@@ -1,13 +1,13 @@
 //! A swap area of the kernel on storage, set up for a measurement and taken away again: on a block device, or a file in a
 //! folder.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use rustix::fs::{FallocateFlags, fallocate, statfs};
+use rustix::fs::statfs;
 use userswap::FileSpec;
 use userswap_sys::host;
 
@@ -16,7 +16,7 @@ use crate::kernel_zram;
 use crate::ram_disk::RamDisk;
 use crate::report::note;
 use crate::size::{PAGE, human};
-use crate::swap_area::{self, Turn, named_after, open_alone, patiently};
+use crate::swap_area::{self, Turn, has_our_name, open_alone, patiently};
 
 /// File systems in memory, by their numbers for statfs: tmpfs and ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -66,8 +66,7 @@ impl Storage {
                 "swapping to {} destroys its content: add overwrite=on",
                 path.display()
             );
-            let _turn = Turn::take()?;
-            take_away_leftovers(None);
+            take_away_leftovers(&Turn::take()?, None);
             let has = patiently(|| open_alone(path, OpenOptions::new().read(true)))
                 .and_then(|mut device| device.seek(io::SeekFrom::End(0)))
                 .map_err(|error| match error.kind() {
@@ -177,7 +176,8 @@ pub(crate) struct KernelSwap {
     path: PathBuf,
     is_file: bool,
     is_on: bool,
-    // Both are released after `drop`, when nothing is left to clean up.
+    // All are released after `drop`, when nothing is left to clean up.
+    _file: Option<File>,
     _turn: Option<Turn>,
     _hold: Hold,
 }
@@ -186,40 +186,37 @@ impl KernelSwap {
     /// Makes an area for `bytes` of pages on `storage`, and switches swap on there.
     pub(crate) fn set_up(storage: &Storage, bytes: u64) -> anyhow::Result<Self> {
         let turn = Turn::take()?;
-        take_away_leftovers(match storage {
-            Storage::Folder(folder) => Some(folder),
-            _ => None,
-        });
-        let (path, is_file) = match storage {
-            Storage::Device(path) => (path.clone(), false),
-            Storage::Memory(disk) => (disk.path().to_path_buf(), false),
-            Storage::Folder(folder) => (folder.canonicalize()?.join(swap_area::file_name()), true),
+        take_away_leftovers(
+            &turn,
+            match storage {
+                Storage::Folder(folder) => Some(folder),
+                _ => None,
+            },
+        );
+        let hold = Hold::new();
+        let (path, file, whose) = match storage {
+            Storage::Device(path) => (path.clone(), None, swap_area::Storage::Given),
+            Storage::Memory(disk) => (disk.path().to_path_buf(), None, swap_area::Storage::Made),
+            Storage::Folder(folder) => {
+                let made = swap_area::make_file(&folder.canonicalize()?, area(bytes));
+                let (path, file) =
+                    made.with_context(|| format!("cannot make a file in {}", folder.display()))?;
+                (path, Some(file), swap_area::Storage::Made)
+            }
         };
         // From here on whatever fails takes away what is there by then.
         let mut swap = Self {
             path,
-            is_file,
+            is_file: file.is_some(),
             is_on: false,
-            _turn: Some(turn),
-            _hold: Hold::new(),
+            _file: file,
+            _turn: None,
+            _hold: hold,
         };
-        if is_file {
-            swap.make_file(area(bytes))
-                .with_context(|| format!("cannot make {}", swap.path.display()))?;
-        }
-        swap_area::switch_on(&swap.path, area(bytes))?;
+        swap_area::switch_on(&turn, &swap.path, area(bytes), whose)?;
         swap.is_on = true;
+        swap._turn = Some(turn);
         Ok(swap)
-    }
-
-    fn make_file(&self, bytes: u64) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&self.path)?;
-        Ok(fallocate(&file, FallocateFlags::empty(), 0, bytes)?)
     }
 
     fn take_away(&mut self) -> io::Result<()> {
@@ -249,24 +246,27 @@ impl Drop for KernelSwap {
 }
 
 /// Takes away the areas of processes that were killed, wherever they are on, and what they left in `folder`.
-fn take_away_leftovers(folder: Option<&Path>) {
+fn take_away_leftovers(turn: &Turn, folder: Option<&Path>) {
     let on = host::swap_areas().unwrap_or_default();
-    let on = on.into_iter().map(|area| PathBuf::from(area.path));
-    // A zram device has more to it.
-    let mut areas: Vec<PathBuf> = on
-        .filter(|path| kernel_zram::number(path).is_none())
-        .collect();
-    if let Some(Ok(entries)) = folder.map(fs::read_dir) {
-        let entries = entries.flatten().map(|entry| entry.path());
-        areas.extend(entries.filter(|path| named_after(path).is_some()));
-    }
-    areas.sort();
-    areas.dedup();
-    swap_area::take_away_leftovers(areas, |path, is_on| KernelSwap {
-        is_file: named_after(&path).is_some(),
+    let on: Vec<PathBuf> = on.into_iter().map(|area| area.path.into()).collect();
+    let guard = |path: PathBuf, is_on| KernelSwap {
+        is_file: has_our_name(&path),
         path,
         is_on,
+        _file: None,
         _turn: None,
         _hold: Hold::new(),
-    });
+    };
+    // On a device of the user's, which stays.
+    swap_area::take_away_leftovers(turn, on.clone(), swap_area::Storage::Given, guard);
+    let mut areas = on;
+    if let Some(Ok(entries)) = folder.map(fs::read_dir) {
+        let entries = entries.flatten().map(|entry| entry.path());
+        areas.extend(entries.filter(|path| has_our_name(path)));
+    }
+    // A zram device that was made has more to it.
+    areas.retain(|path| kernel_zram::number(path).is_none());
+    areas.sort();
+    areas.dedup();
+    swap_area::take_away_leftovers(turn, areas, swap_area::Storage::Made, guard);
 }

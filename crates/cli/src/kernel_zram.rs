@@ -1,7 +1,7 @@
 //! A zram swap device of the kernel, set up for a measurement and taken away again.
 //!
 //! Whatever ends the process short of SIGKILL runs the guard's `drop`; what a killed process left behind is recognised by
-//! the label in its swap header and taken away by the next one.
+//! its swap header (see `swap_area`) and taken away by the next one.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use crate::interrupt::Hold;
 use crate::report::note;
 use crate::size::human;
-use crate::swap_area::{self, Turn, patiently};
+use crate::swap_area::{self, Storage, Turn, patiently};
 use userswap_sys::host;
 
 const CONTROL: &str = "/sys/class/zram-control";
@@ -71,7 +71,7 @@ impl KernelZram {
             "there is no {CONTROL}; try `modprobe zram`"
         );
         let turn = Turn::take()?;
-        take_away_leftovers();
+        take_away_leftovers(&turn);
         let hold = Hold::new();
         let added =
             fs::read_to_string(format!("{CONTROL}/hot_add")).context("cannot add a zram device")?;
@@ -83,13 +83,14 @@ impl KernelZram {
         let mut zram = Self {
             number,
             swapped_on: false,
-            _turn: Some(turn),
+            _turn: None,
             _hold: hold,
         };
         zram.configure(algorithm, bytes)?;
         let device = zram.device();
-        swap_area::switch_on(&device, bytes)?;
+        swap_area::switch_on(&turn, &device, bytes, Storage::Made)?;
         zram.swapped_on = true;
+        zram._turn = Some(turn);
         Ok(zram)
     }
 
@@ -168,8 +169,8 @@ pub(crate) fn note_other_swap() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes away the devices of processes that were killed.
-fn take_away_leftovers() {
+/// Takes away the devices that were made by processes that were killed.
+fn take_away_leftovers(turn: &Turn) {
     let Ok(blocks) = fs::read_dir("/sys/block") else {
         return;
     };
@@ -177,7 +178,9 @@ fn take_away_leftovers() {
         .flatten()
         .map(|block| Path::new("/dev").join(block.file_name()));
     swap_area::take_away_leftovers(
+        turn,
         devices.filter(|device| number(device).is_some()),
+        Storage::Made,
         |device, swapped_on| KernelZram {
             number: number(&device).expect("a zram device"),
             swapped_on,
@@ -255,7 +258,6 @@ pub(crate) mod tests {
         };
         let number = zram.number;
         assert!(exists(number) && swapped_on(number));
-        assert_eq!(swap_area::owner(&zram.device()), Some(std::process::id()));
         {
             let mut memory = Memory::kernel(4 << 20).expect("memory");
             Content::new(Kind::Text, 1).fill(0, memory.bytes());

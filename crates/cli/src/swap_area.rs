@@ -1,13 +1,24 @@
-//! Swap areas of the kernel for measurements: switched on with a label, `userswap:PID`, so that what a killed process left
-//! behind is known for what it is.
+//! Swap areas of the kernel for measurements: what a killed process left behind is known for what it is.
+//!
+//! No process is asked for by its number: a number is used again, and means nothing in another PID namespace. Who has an area
+//! holds a lock that ends with it, whatever ends it:
+//!
+//! | area | the lock | left behind |
+//! |---|---|---|
+//! | file | on the file | by its name one of ours, and not locked |
+//! | block device | [`Turn`] | its first page names the lock that whoever looks holds itself |
+//!
+//! A container may have a sysfs of its own, hence another lock: what was made under one is left alone by who has the other.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::interrupt;
 use crate::os;
@@ -15,9 +26,10 @@ use crate::report::note;
 use crate::size::PAGE;
 use userswap_sys::host;
 
+/// What people see, before the process's number.
 const LABEL: &str = "userswap:";
 
-/// What files that the kernel swaps to are called, before the process's number.
+/// What files that the kernel swaps to are called, before a number.
 const FILE_NAME: &str = ".userswap-kernel-";
 
 /// Above every other swap area, so that what is paged out goes here.
@@ -29,7 +41,7 @@ const BLOCKS: &str = "/sys/block";
 /// One swap area at a time on the whole host: with two of the same priority the kernel deals pages out to both.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _locked: File,
+    locked: File,
 }
 
 impl Turn {
@@ -39,7 +51,7 @@ impl Turn {
         loop {
             interrupt::check()?;
             match directory.try_lock() {
-                Ok(()) => return Ok(Self { _locked: directory }),
+                Ok(()) => return Ok(Self { locked: directory }),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
                 Err(TryLockError::Error(error)) => {
                     return Err(error).with_context(|| format!("cannot lock {BLOCKS}"));
@@ -49,9 +61,45 @@ impl Turn {
     }
 }
 
+/// Whose the storage is that an area lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// Made for the measurement: it is taken away with the area.
+    Made,
+    /// The user's.
+    Given,
+}
+
+impl Storage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Made => "made",
+            Self::Given => "given",
+        }
+    }
+}
+
+/// What the first page of an area is to say of whose it is.
+fn claim(turn: &Turn, storage: Storage) -> io::Result<String> {
+    // A file system that somebody has a file of keeps its number, so nobody else's lock has the same name.
+    let lock = turn.locked.metadata()?;
+    Ok(format!(
+        "userswap {} under {}:{}",
+        storage.name(),
+        lock.dev(),
+        lock.ino()
+    ))
+}
+
 /// Makes the `bytes` bytes at `path`, a block device or a file, a swap area, and switches it on.
-pub(crate) fn switch_on(path: &Path, bytes: u64) -> anyhow::Result<()> {
-    write_swap_header(path, bytes)
+pub(crate) fn switch_on(
+    turn: &Turn,
+    path: &Path,
+    bytes: u64,
+    storage: Storage,
+) -> anyhow::Result<()> {
+    let claim = claim(turn, storage)?;
+    write_swap_header(path, bytes, &claim)
         .with_context(|| format!("cannot write to {}", path.display()))?;
     // Who used the device before may still be letting go of it.
     patiently(|| os::swapon(path, PRIORITY))
@@ -68,32 +116,65 @@ pub(crate) fn is_on(path: &Path) -> bool {
     host::swap_areas().is_ok_and(|areas| areas.iter().any(|area| path == Path::new(&area.path)))
 }
 
-/// The name of the file that this process makes a swap area.
-pub(crate) fn file_name() -> String {
-    format!("{FILE_NAME}{}", std::process::id())
+/// A file for a swap area, in `folder`; locked while it is open.
+pub(crate) fn make_file(folder: &Path, bytes: u64) -> io::Result<(PathBuf, File)> {
+    for number in 0_u32.. {
+        let path = folder.join(format!("{FILE_NAME}{number}"));
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        let file = match options.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            opened => opened?,
+        };
+        // Before it was locked somebody may have taken it for left behind.
+        let is_taken = file.try_lock().is_err() || file.metadata()?.nlink() == 0;
+        if !is_taken {
+            let made = fallocate(&file, FallocateFlags::empty(), 0, bytes);
+            if let Err(error) = made {
+                fs::remove_file(&path)?;
+                return Err(error.into());
+            }
+            return Ok((path, file));
+        }
+    }
+    unreachable!("a folder has fewer files")
 }
 
-/// The process whose file for a swap area is called as `path` is.
-pub(crate) fn named_after(path: &Path) -> Option<u32> {
-    let name = path.file_name()?.to_str()?;
-    name.strip_prefix(FILE_NAME)?.parse().ok()
+/// Whether `path` is called as the files that are made for swap areas.
+pub(crate) fn has_our_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str);
+    let number = name.and_then(|name| name.strip_prefix(FILE_NAME));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-/// Takes away those of `areas` whose process is gone: drops what `guard` makes of an area, and of whether it is on.
+/// The area at `path`, if it was left by a process that is gone, on `storage`. As long as this is open nobody else has it.
+fn left_behind(turn: &Turn, path: &Path, storage: Storage) -> Option<File> {
+    let area = File::open(path).ok()?;
+    let is_left = if has_our_name(path) {
+        area.try_lock().is_ok()
+    } else {
+        // Who made this claim had the turn that we have now.
+        claim_of(&area)? == claim(turn, storage).ok()?
+    };
+    is_left.then_some(area)
+}
+
+/// Takes away those of `areas` that were left behind on `storage`: drops what `guard` makes of an area, and of whether it is
+/// on.
 pub(crate) fn take_away_leftovers<G>(
+    turn: &Turn,
     areas: impl IntoIterator<Item = PathBuf>,
+    storage: Storage,
     guard: impl Fn(PathBuf, bool) -> G,
 ) {
     for path in areas {
-        // A file has its name before it has a label.
-        let Some(pid) = named_after(&path).or_else(|| owner(&path)) else {
+        let Some(locked) = left_behind(turn, &path, storage) else {
             continue;
         };
-        if Path::new(&format!("/proc/{pid}")).exists() {
-            continue;
-        }
+        // A device that is open cannot be taken away.
+        let _locked = has_our_name(&path).then_some(locked);
         note(format_args!(
-            "taking {} away, which a killed run (process {pid}) left behind",
+            "taking {} away, which a killed run left behind",
             path.display()
         ));
         let is_on = is_on(&path);
@@ -121,11 +202,13 @@ mod header {
     pub(super) const VERSION: usize = 1024;
     pub(super) const LAST_PAGE: usize = 1028;
     pub(super) const LABEL: std::ops::Range<usize> = 1052..1068;
+    /// Of no meaning to the kernel.
+    pub(super) const PADDING: std::ops::Range<usize> = 1068..1536;
     pub(super) const MAGIC: std::ops::Range<usize> = 4086..4096;
     pub(super) const MAGIC_BYTES: &[u8] = b"SWAPSPACE2";
 }
 
-fn write_swap_header(path: &Path, bytes: u64) -> anyhow::Result<()> {
+fn write_swap_header(path: &Path, bytes: u64, claim: &str) -> anyhow::Result<()> {
     let last_page =
         u32::try_from(bytes / PAGE as u64 - 1).context("a swap area has less than 16T")?;
     let mut page = [0_u8; PAGE];
@@ -133,6 +216,7 @@ fn write_swap_header(path: &Path, bytes: u64) -> anyhow::Result<()> {
     page[header::LAST_PAGE..][..4].copy_from_slice(&last_page.to_ne_bytes());
     let label = format!("{LABEL}{}", std::process::id());
     page[header::LABEL][..label.len()].copy_from_slice(label.as_bytes());
+    page[header::PADDING][..claim.len()].copy_from_slice(claim.as_bytes());
     page[header::MAGIC].copy_from_slice(header::MAGIC_BYTES);
     let file = patiently(|| open_alone(path, OpenOptions::new().write(true)))?;
     file.write_all_at(&page, 0)?;
@@ -147,17 +231,46 @@ pub(crate) fn open_alone(path: &Path, options: &mut OpenOptions) -> io::Result<F
     options.open(path)
 }
 
-/// The process whose label is on the swap area at `path`.
-pub(crate) fn owner(path: &Path) -> Option<u32> {
+/// What the first page of an area says of whose it is.
+fn claim_of(area: &File) -> Option<String> {
     let mut page = [0; PAGE];
-    File::open(path).ok()?.read_exact_at(&mut page, 0).ok()?;
+    area.read_exact_at(&mut page, 0).ok()?;
     if &page[header::MAGIC] != header::MAGIC_BYTES {
         return None;
     }
-    let label = std::str::from_utf8(&page[header::LABEL]).ok()?;
-    label
-        .trim_end_matches('\0')
-        .strip_prefix(LABEL)?
-        .parse()
-        .ok()
+    let claim = std::str::from_utf8(&page[header::PADDING]).ok()?;
+    Some(claim.trim_end_matches('\0').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_area_is_left_when_nobody_has_it_and_never_another_locks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Not `Turn::take`: other tests hold that.
+        let turn = |name: &str| Turn {
+            locked: File::create(folder.path().join(name)).expect("a file"),
+        };
+        let (ours, another) = (turn("ours"), turn("another"));
+        let is_left =
+            |turn: &Turn, path: &Path, storage| left_behind(turn, path, storage).is_some();
+        let device = folder.path().join("device");
+        fs::write(&device, vec![0; 4 * PAGE]).expect("written");
+        assert!(!is_left(&ours, &device, Storage::Given), "no area");
+        let of = claim(&ours, Storage::Given).expect("a claim");
+        write_swap_header(&device, 4 * PAGE as u64, &of).expect("written");
+        assert!(is_left(&ours, &device, Storage::Given));
+        assert!(!is_left(&ours, &device, Storage::Made), "the user's");
+        assert!(!is_left(&another, &device, Storage::Given));
+
+        let (path, file) = make_file(folder.path(), 1 << 20).expect("a file");
+        assert!(has_our_name(&path) && !has_our_name(&device));
+        assert!(!is_left(&another, &path, Storage::Made), "in use");
+        let (second, _) = make_file(folder.path(), 1 << 20).expect("a file");
+        assert_ne!(path, second);
+        drop(file);
+        assert!(is_left(&another, &path, Storage::Made), "let go of");
+    }
 }

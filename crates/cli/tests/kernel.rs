@@ -68,6 +68,13 @@ fn has_pages(device: &Path) -> bool {
 
 /// Starts a long kernel measurement and waits until it has swapped to its device.
 fn start_long_run(of: &[&str]) -> (Child, PathBuf) {
+    start_long_run_on(of, |pid| {
+        devices_of(pid).into_iter().find(|device| has_pages(device))
+    })
+}
+
+/// The same, where `device` finds its device.
+fn start_long_run_on(of: &[&str], device: impl Fn(u32) -> Option<PathBuf>) -> (Child, PathBuf) {
     let mut child = userswap(&["bench", "swapin", "--way", "none", "--kernel"])
         .args(of)
         .args(["--repeat", "1000"])
@@ -77,12 +84,11 @@ fn start_long_run(of: &[&str]) -> (Child, PathBuf) {
         .expect("the binary runs");
     let deadline = Instant::now() + Duration::from_secs(60);
     let device = loop {
-        let devices = devices_of(child.id());
-        let found = devices.into_iter().find(|device| has_pages(device));
+        let found = device(child.id()).filter(|device| has_pages(device));
         if found.is_some() || Instant::now() > deadline {
             break found;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(1));
     };
     if device.is_none() {
         signal(&child, rustix::process::Signal::TERM);
@@ -329,8 +335,8 @@ fn the_kernel_swaps_to_a_file_in_the_same_folder() {
     };
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let device = format!("file:{}", folder.path().display());
-    // Of a process that is gone (no number is as high), which got no further.
-    let left = folder.path().join(".userswap-kernel-4194305");
+    // Of a process that is gone, which got no further.
+    let left = folder.path().join(".userswap-kernel-0");
     fs::write(&left, "").expect("a file");
     let (_, measured) = both_on(&device);
     assert_eq!(fs::read_dir(&folder).expect("a folder").count(), 0);
@@ -428,45 +434,104 @@ fn a_device_that_is_mounted_is_refused_and_keeps_its_content() {
 }
 
 #[test]
-fn what_a_killed_run_left_on_a_block_device_is_taken_away_by_the_next() {
-    let Some(_turn) = usable("what_a_killed_run_left_on_a_block_device") else {
+fn what_a_killed_run_left_on_the_users_device_is_switched_off_and_the_device_stays() {
+    let Some(_turn) = usable("what_a_killed_run_left_on_the_users_device") else {
         return;
     };
     let zram = Zram::new();
-    // Under another name: what is called zram has rules of its own.
-    let device = PathBuf::from(format!("/dev/userswap-test-{}", std::process::id()));
+    // Under another name, too: what is called zram has rules of its own.
+    let other = PathBuf::from(format!("/dev/userswap-test-{}", std::process::id()));
     let numbers = fs::metadata(&zram.path).expect("a device").rdev();
     let (major, minor) = (rustix::fs::major(numbers), rustix::fs::minor(numbers));
     let made = ["b", &major.to_string(), &minor.to_string()];
-    let node = device.to_str().expect("UTF-8");
-    assert!(printed("mknod", &[&[node], &made[..]].concat()).is_some());
-    let named = format!("file:{node},overwrite=on");
-    let args = [
-        "bench", "swapin", "--way", "none", "--kernel", "--device", &named, "--size", "16M",
-        "--repeat",
-    ];
-    let mut child = userswap(&args)
-        .arg("1000")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the binary runs");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !has_pages(&device) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
+    assert!(
+        printed(
+            "mknod",
+            &[&[other.to_str().expect("UTF-8")], &made[..]].concat()
+        )
+        .is_some()
+    );
+    let mut came = Vec::new();
+    for device in [&other, &zram.path] {
+        let named = format!("file:{},overwrite=on", device.display());
+        let on_it = ["--device", &named, "--size", "16M"];
+        // The next one, whatever it measures.
+        for next in [&on_it[..], &["--device", "zram", "--size", "1M"]] {
+            let (mut child, _) = start_long_run_on(&on_it, |_| Some(device.clone()));
+            child.kill().expect("killed");
+            child.wait().expect("an end");
+            let left = is_swap(device);
+            let args = [
+                "bench", "swapin", "--way", "none", "--kernel", "--repeat", "1",
+            ];
+            let (status, _, said) = outcome(&[&args, next].concat());
+            let again = outcome(&[&args, &on_it[..]].concat());
+            came.push((left, status, said, again.0, is_swap(device)));
+            printed("swapoff", &[device.to_str().expect("UTF-8")]);
+        }
     }
-    child.kill().expect("killed");
-    child.wait().expect("an end");
-    let left = is_swap(&device);
-    let (status, _, stderr) = outcome(&[&args[..], &["1"]].concat());
-    let stays = is_swap(&device);
-    if stays {
-        printed("swapoff", &[node]);
+    fs::remove_file(&other).expect("removed");
+    for (index, (left, status, said, again, stays)) in came.iter().enumerate() {
+        assert!(*left && !stays, "{index}: {said}");
+        assert_eq!((*status, *again), (Some(0), Some(0)), "{index}: {said}");
+        let said_so = said.contains("away, which a killed run left behind");
+        assert_eq!(said_so, index % 2 == 0, "{index}: {said}");
     }
-    fs::remove_file(&device).expect("removed");
-    assert!(left && !stays, "{stderr}");
-    assert_eq!(status, Some(0), "{stderr}");
-    assert!(stderr.contains(&format!("taking {node} away")), "{stderr}");
+    let size = format!("/sys/block/zram{}/disksize", zram.number);
+    assert_eq!(
+        fs::read_to_string(size).expect("it is there").trim(),
+        "67108864"
+    );
+}
+
+/// A run in namespaces of its own, as in a container: numbers of processes mean nothing there.
+fn in_a_container(args: &[&str]) -> Option<std::process::Output> {
+    let script = "mount -t proc proc /proc && mount -t sysfs sysfs /sys && exec \"$@\"";
+    let unshare = ["--pid", "--net", "--mount", "--fork", "sh", "-c"];
+    let container = |what: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(unshare).args([script, "sh"]).args(what);
+        command.output().ok()
+    };
+    if !container(&["true"])?.status.success() {
+        return None;
+    }
+    container(&[&[env!("CARGO_BIN_EXE_userswap")], args].concat())
+}
+
+#[test]
+fn what_a_run_in_another_container_uses_is_left_alone() {
+    let test = "what_a_run_in_another_container_uses_is_left_alone";
+    let Some(_turn) = usable(test) else {
+        return;
+    };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let files = format!("file:{}", folder.path().display());
+    let to_files = ["--device", &files, "--size", "16M"];
+    let file = folder.path().canonicalize().expect("a folder");
+    let file = file.join(".userswap-kernel-0");
+    for of in [ZRAM, &to_files] {
+        let (mut child, device) = if of == ZRAM {
+            start_long_run(of)
+        } else {
+            start_long_run_on(of, |_| Some(file.clone()))
+        };
+        let args = [
+            "bench", "swapin", "--way", "none", "--kernel", "--repeat", "1",
+        ];
+        let came = in_a_container(&[&args, &of[..2], &["--size", "1M"]].concat());
+        let (stays, runs) = (is_swap(&device), child.try_wait().expect("a state"));
+        signal(&child, rustix::process::Signal::TERM);
+        child.wait().expect("an end");
+        let Some(came) = came else {
+            return skip(test, "no namespaces can be made");
+        };
+        let said = String::from_utf8_lossy(&came.stderr);
+        assert!(stays && runs.is_none(), "{said}");
+        assert_eq!(came.status.code(), Some(0), "{said}");
+        assert!(!said.contains("taking"), "{said}");
+    }
+    assert_eq!(fs::read_dir(&folder).expect("a folder").count(), 0);
 }
 
 #[test]
