@@ -3,6 +3,10 @@
 //! The library can build a context inside a workspace it is given; such a context never allocates:
 //! it would rather fail. Frames are written without their magic number, check sum and dictionary
 //! number, which saves a few bytes a page.
+//!
+//! They use no dictionary. One trained on pages of the same process was measured (2 to 64 KiB, levels 1 and 3; memory of a
+//! Python dict, of Python lists, of sort and of sqlite3): with its own memory, 77 to 553 KiB, from 5 % fewer to 17 % more bytes
+//! than without, 4 to 48 % less time to decompress, and 30 to 250 ms to train.
 
 use std::ffi::c_int;
 use std::ptr::NonNull;
