@@ -7,6 +7,7 @@ use std::process::Command;
 
 use support::limited::{User, compiled, folder, possible_unprivileged, same_for};
 use support::programs::{check, check_stops, programs, programs_of_every_user};
+use support::records;
 
 programs_of_every_user!(User::Unprivileged);
 
@@ -17,6 +18,29 @@ programs! { User::Unprivileged;
     memory_is_used_in_every_way: "memory", [96], ["96"];
     /// What is swapped out cannot be looked at from outside: that is said, and nothing else is shown.
     a_process_looks_at_another: "peers", [38], ["what is there"];
+}
+
+/// All that a call uses is in memory while it is made: large ones are made piece by piece.
+#[test]
+fn calls_larger_than_the_limit_stay_within_it() {
+    const LIMIT: u64 = 24;
+    let test = "calls_larger_than_the_limit_stay_within_it";
+    if !possible_unprivileged(test, &["gcc"]) {
+        return;
+    }
+    let (program, folder) = (compiled("large"), folder(test));
+    let user = User::Unprivileged;
+    same_for(user, test, &folder, &[LIMIT], &[&program, "48"]);
+    let stats = folder.join(format!("{test}.{}.{LIMIT}.json", user.name()));
+    let most = records(&std::fs::read_to_string(stats).expect("statistics"))
+        .iter()
+        .filter_map(|record| record["most_resident_bytes"].as_u64())
+        .max();
+    // On a host with nothing to spare, the thread that watches comes late.
+    assert!(
+        most <= Some((LIMIT + 8) << 20),
+        "{most:?} bytes of {LIMIT} MiB"
+    );
 }
 
 #[test]

@@ -11,9 +11,12 @@ use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
 
 use crate::maps::LEAST;
+use crate::pieces::PIECE;
 use crate::stop::{self, Why, stop, stop_inline};
 use crate::threads::Thread;
-use crate::{exit, forks, kept, masks, memory, monitor, noted, raw, rings, special, stacks, state};
+use crate::{
+    exit, forks, kept, masks, memory, monitor, noted, pieces, raw, rings, special, stacks, state,
+};
 
 /// The calls looked at.
 const WANTED: [c_long; 21] = [
@@ -79,6 +82,9 @@ impl Handlers for Calls {
             return change_process(call);
         };
         monitor::look_at_code();
+        if let Some(result) = pieces::make(thread, call) {
+            return Decision::Return(result);
+        }
         if noted::is_only_noted(call.nr) {
             let _ = memory::begin(thread, call);
             return Decision::Run;
@@ -389,7 +395,6 @@ pub(crate) fn reserve_no_more(range: &Range<usize>) {
 /// Has the pages of `range` made and brought in, in inline mode, where the kernel cannot: a piece at a time, as all of them may be
 /// more than the limit.
 fn populate(process: &Process, call: &Call, range: Range<usize>) -> isize {
-    const PIECE: usize = 1 << 20;
     const MOST_TRIES: usize = 20;
     let write = call.args[2] as c_int == libc::MADV_POPULATE_WRITE;
     if !range.start.is_multiple_of(PAGE_SIZE) || range.is_empty() {
@@ -470,6 +475,7 @@ fn forked(side: Side) {
     if side == Side::Child {
         state::only_this_thread();
         stop::only_this_thread();
+        pieces::become_child();
         monitor::no_monitor();
         exit::belongs_to_this_process();
     }

@@ -20,6 +20,7 @@ mod masks;
 mod memory;
 mod monitor;
 mod noted;
+mod pieces;
 mod raw;
 mod rings;
 mod special;
