@@ -102,7 +102,7 @@ impl Compressor {
     ) -> Option<usize> {
         if self.level != level {
             let parameter = ZSTD_cParameter::ZSTD_c_compressionLevel;
-            // SAFETY: `&mut self` makes the context ours; no frame is begun.
+            // SAFETY: `&mut self` makes the context ours; the level may change at any time.
             let set =
                 unsafe { sys::ZSTD_CCtx_setParameter(self.context.as_ptr(), parameter, level) };
             self.level = level;

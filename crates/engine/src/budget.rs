@@ -57,8 +57,10 @@ pub(crate) struct Budget {
     warned: AtomicBool,
     /// The limit is kept whatever it costs: there is no floor.
     strict: bool,
-    /// Since when fewer pages are resident than the floor, in nanoseconds; 0: they are not.
+    /// Since when charges have been refused with fewer pages resident than the floor, and when the last one was, in nanoseconds; 0:
+    /// none.
     low_since_ns: AtomicU64,
+    refused_ns: AtomicU64,
     /// The floor is in force.
     floored: AtomicBool,
 }
@@ -79,6 +81,7 @@ impl Budget {
         Self {
             strict,
             low_since_ns: AtomicU64::new(0),
+            refused_ns: AtomicU64::new(0),
             floored: AtomicBool::new(false),
             limit: AtomicU64::new(limit.unwrap_or(u64::MAX)),
             resident: AtomicU64::new(0),
@@ -120,13 +123,16 @@ impl Budget {
 
     /// A charge was refused at `now_ns`: the floor comes in force where few pages have been resident for long.
     pub(crate) fn note_refused(&self, now_ns: u64) {
+        let now_ns = now_ns.max(1);
         let since = self.low_since_ns.load(Ordering::Relaxed);
+        let last = self.refused_ns.swap(now_ns, Ordering::Relaxed);
         if self.strict || self.resident_bytes() >= self.limit_bytes() / FLOOR {
             if since != 0 {
                 self.low_since_ns.store(0, Ordering::Relaxed);
             }
-        } else if since == 0 {
-            self.low_since_ns.store(now_ns.max(1), Ordering::Relaxed);
+        } else if since == 0 || now_ns.saturating_sub(last) >= LOW_NS / 4 {
+            // For the first time, or it had passed.
+            self.low_since_ns.store(now_ns, Ordering::Relaxed);
         } else if now_ns.saturating_sub(since) >= LOW_NS {
             self.floored.store(true, Ordering::Relaxed);
         }
@@ -331,24 +337,31 @@ mod tests {
             let budget = Budget::new(Some(all), strict);
             assert!(budget.charge(100, 700 * PAGE));
             assert!(!budget.charge(1, 700 * PAGE));
-            budget.note_refused(1);
-            budget.note_refused(1 + 2 * LOW_NS);
+            let refused = |from: u64, to: u64| {
+                let step = LOW_NS as usize / 10;
+                (from..=to)
+                    .step_by(step)
+                    .for_each(|now| budget.note_refused(now));
+            };
+            refused(0, 2 * LOW_NS);
             assert!(!budget.charge(1, 700 * PAGE), "as many as the floor");
             budget.uncharge(100);
             // What else is in use has grown over the limit.
             let others = all + PAGE;
             let charged = || (0..200).filter(|_| budget.charge(1, others)).count();
-            budget.note_refused(3 * LOW_NS);
-            budget.note_refused(4 * LOW_NS - 1);
+            refused(3 * LOW_NS, 4 * LOW_NS - 1);
             assert_eq!(charged(), 0, "it may pass");
-            budget.note_refused(4 * LOW_NS);
+            refused(5 * LOW_NS, 5 * LOW_NS);
+            refused(7 * LOW_NS, 7 * LOW_NS);
+            assert_eq!(charged(), 0, "it had passed each time");
+            refused(8 * LOW_NS, 9 * LOW_NS);
             assert_eq!(charged(), granted);
             assert_eq!(budget.level(others), Level::Tight);
-            budget.ease(others, 5 * LOW_NS);
+            budget.ease(others, 10 * LOW_NS);
             budget.uncharge(granted as u64);
             assert_eq!(charged(), granted, "it has not passed");
             budget.uncharge(granted as u64);
-            budget.ease(all / 2, 5 * LOW_NS);
+            budget.ease(all / 2, 10 * LOW_NS);
             assert_eq!(charged(), 0, "it has");
         }
     }

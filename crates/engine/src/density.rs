@@ -44,6 +44,11 @@ pub(crate) struct Use {
 }
 
 impl Density {
+    /// Whether pages are better stored small, as was last said.
+    pub(crate) fn is_small(&self) -> bool {
+        self.small.load(Relaxed)
+    }
+
     /// Pages left the inactive list: `touched` back to where they came from, `written` to the device. `period`: after how many
     /// pages to look anew. Says what is better from now on, where that has changed: small, or fast.
     pub(crate) fn note(&self, touched: u64, written: u64, period: u64, used: Use) -> Option<bool> {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use userswap_core::FaultError;
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::space::SpaceError;
-use userswap_sys::mapping::{can_be_read, present_mask};
+use userswap_sys::mapping::{can_be_read, can_be_written, present_mask};
 use userswap_sys::signals::{self, Fault, Stack, Verdict, stderr_line};
 use userswap_sys::uffd::{Doorbell, Event, Outcome, PageFault, RawEvent};
 use userswap_sys::{Errno, cpu, inject};
@@ -85,7 +85,12 @@ fn on_sigbus_in_window(window: &RegionMemory, fault: Fault<'_>) -> Verdict {
 /// Whether the page was left to the system while the signal was under way, and the access will find it there.
 fn is_the_systems_again(fault: Fault<'_>) -> bool {
     let at = fault.address();
-    fault.code() == Fault::CODE_ADDRESS && !windows::is_taken(at) && can_be_read(at)
+    let is_there = match fault.write() {
+        // A hole of a file can be read where the file system has no room for it to be written.
+        Some(true) => can_be_written,
+        _ => can_be_read,
+    };
+    fault.code() == Fault::CODE_ADDRESS && !windows::is_taken(at) && is_there(at)
 }
 
 /// Brings `page` in, in this thread, whose signals are blocked. `false`: there is no such page, or it cannot be had.

@@ -141,6 +141,8 @@ impl FramePool {
     /// In a child of fork: gives the inherited frames a userfaultfd of the child's own.
     pub(crate) fn become_child(&self) -> Result<(), Error> {
         self.uffd.reopen(STAGING_FAULTS)?;
+        // Those who waited are not here.
+        self.lists().waiting = 0;
         register(&self.uffd, &self.mapping, self.staging)
     }
 

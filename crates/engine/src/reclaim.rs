@@ -343,7 +343,7 @@ impl Shared {
         self.counters
             .pages_out
             .fetch_add(written as u64, Ordering::Relaxed);
-        let vain = mask & !done.written & !done.failed;
+        let vain = mask & !done.written & !done.failed & !done.dropped;
         self.counters
             .refaults
             .fetch_add(u64::from(vain.count_ones()), Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use userswap_sys::Errno;
 use userswap_sys::uffd::{Open, OpenError, Uffd};
 
 /// Addresses end before this.
@@ -48,6 +49,10 @@ impl Registrar {
     /// Opens another one: all memory is the former's then, until [`Registrar::advance`] says otherwise. Once, while nothing
     /// moves.
     pub(crate) fn succeed(&self, want: Open) -> Result<(), OpenError> {
+        if self.former.get().is_some() {
+            // As in a child of a process that came halfway.
+            return Err(OpenError::Handshake(Errno::EXIST));
+        }
         let former = self.now.succeed(want)?;
         let first = self.former.set(former).is_ok();
         debug_assert!(first, "once");

@@ -39,7 +39,7 @@ pub struct Stats {
     pub pages_in: u64,
     /// Pages written to the device.
     pub pages_out: u64,
-    /// Pages taken back before they were written, or written in vain.
+    /// Pages taken back before they were written.
     pub refaults: u64,
     /// Attempts to resolve a fault that found somebody else at work on the page.
     pub waits: u64,

@@ -192,6 +192,7 @@ impl Shared {
         if let Some(limit) = self.budget.limit() {
             device.note_limit(limit);
         }
+        device.prefer_small(self.density.is_small());
         let area = self
             .swap
             .add_area_at(device, priority)

@@ -68,11 +68,21 @@ pub(crate) fn prepare() -> bool {
 }
 
 /// Says which numbers are looked at.
-pub(crate) fn want(wants: impl Fn(usize) -> bool) {
+pub(crate) fn want(handlers: &dyn Handlers) {
+    let notes = notes_are_enough();
     for (nr, wanted) in WANTED.iter().enumerate() {
-        let wanted_now = if wants(nr) { ASKED } else { UNWANTED };
+        let wanted_now = match handlers.wants(nr) {
+            false => UNWANTED,
+            true if notes && handlers.only_noted(nr) => NOTED,
+            true => ASKED,
+        };
         wanted.store(wanted_now, Ordering::Relaxed);
     }
+}
+
+/// Whether notes are enough, as was last said.
+pub(crate) fn notes_are_enough() -> bool {
+    NOTE_ONLY.load(Ordering::SeqCst) != 0
 }
 
 /// Says whether notes are enough.
@@ -90,7 +100,7 @@ pub(crate) fn note_only(enough: bool) {
 /// Asks again which numbers are looked at.
 pub(crate) fn want_again() {
     if let Some(wired) = WIRED.get() {
-        want(|nr| wired.handlers.wants(nr));
+        want(wired.handlers);
     }
 }
 

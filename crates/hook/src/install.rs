@@ -102,7 +102,7 @@ pub fn install(
     }) {
         return Err(Error::Twice);
     }
-    gate::want(|nr| handlers.wants(nr));
+    gate::want(handlers);
     DONE.store(new_done(), Ordering::Release);
     // SAFETY: a function that uses only a static. Without room for it, copies of this process may wait for ever when they
     // load libraries; nothing else depends on it.

@@ -137,9 +137,10 @@ pub fn note_only() -> bool {
 /// has refused the barrier: there may be calls in flight that nobody knows of.
 #[must_use]
 pub fn hear_of_all() -> bool {
+    let noted = gate::notes_are_enough();
     gate::note_only(false);
     // A child of fork may have to say again that it wants it.
-    membarrier(REGISTER) && membarrier(BARRIER)
+    !noted || membarrier(REGISTER) && membarrier(BARRIER)
 }
 
 /// `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and what makes it ready for use.

@@ -232,7 +232,7 @@ fn change_process(call: &mut Call) -> Decision {
             Decision::Return(result)
         }
         libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
-            monitor::hold();
+            monitor::hold_to_fork();
             forks::begin();
             if let Some(process) = state::engine() {
                 process.fork_begin();
@@ -470,12 +470,11 @@ fn clone_flags(call: &Call) -> Option<usize> {
 }
 
 fn forked(side: Side) {
-    monitor::release();
+    monitor::release_from_fork();
     monitor::shares_memory();
     if side == Side::Child {
         state::only_this_thread();
         stop::only_this_thread();
-        pieces::become_child();
         monitor::no_monitor();
         exit::belongs_to_this_process();
     }

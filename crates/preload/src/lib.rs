@@ -30,6 +30,7 @@ mod stop;
 mod threads;
 pub mod tree;
 
+use userswap::FaultMode;
 use userswap_hook::Bypass;
 use userswap_sys::signals::{Blocked, stderr_line};
 
@@ -45,9 +46,13 @@ static START: extern "C" fn() = start;
 
 /// Runs when the program is loaded, before its own code.
 extern "C" fn start() {
-    let Some(config) = Config::from_environment() else {
+    let Some(mut config) = Config::from_environment() else {
         return;
     };
+    if config.faults == FaultMode::Auto && !memory::can_read() {
+        // Without reading its own memory this library cannot answer for the program's signals.
+        config.faults = FaultMode::Thread;
+    }
     let config: &'static Config = Box::leak(Box::new(config));
     if !forks::prepare() {
         stderr_line(format_args!(
@@ -81,11 +86,23 @@ extern "C" fn start() {
         masks::start();
         noted::begin();
     }
-    // SAFETY: a function that lives as long as the library, which is never unloaded.
-    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    // SAFETY: functions that live as long as the library, which is never unloaded.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
     monitor::open_tree(config);
     monitor::start(config);
     userswap_hook::set_active(true);
+}
+
+/// In a thread that is about to fork, before libc takes any lock for it.
+extern "C" fn before_fork() {
+    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    monitor::hold_to_fork();
+}
+
+/// In the parent; the call itself has ended this where it was seen.
+extern "C" fn after_fork() {
+    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    monitor::release_from_fork();
 }
 
 /// In a child of fork, when libc is ready for threads again.

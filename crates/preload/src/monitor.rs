@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use userswap::{Engine, FaultMode, Process};
 use userswap_hook::Bypass;
 use userswap_sys::signals::{self, Blocked, stderr_line};
-use userswap_sys::{futex, mapping, own};
+use userswap_sys::{cpu, futex, mapping, own};
 
 use crate::config::Config;
 use crate::files::Files;
@@ -113,6 +113,26 @@ pub(crate) fn grew(bytes: usize) {
 
 /// How long a program that confines all its threads waits for the monitor to park, which is at work for less than that.
 const PARK_WAIT: Duration = Duration::from_secs(10);
+
+/// The thread for which [`hold_to_fork`] keeps the monitor asleep; 0: none.
+static FORKER: AtomicU32 = AtomicU32::new(0);
+
+/// As [`hold`], for a thread that is about to fork, once: libc's fork calls this before it takes the locks of its allocator, for
+/// which the monitor may be waiting, and the system call again.
+pub(crate) fn hold_to_fork() {
+    // Relaxed: only its own number matters to a thread.
+    if FORKER.load(Ordering::Relaxed) != cpu::thread() {
+        hold();
+        FORKER.store(cpu::thread(), Ordering::Relaxed);
+    }
+}
+
+/// Ends [`hold_to_fork`], if it has not ended: on both sides of a fork, or where there was none.
+pub(crate) fn release_from_fork() {
+    if FORKER.swap(0, Ordering::Relaxed) != 0 {
+        release();
+    }
+}
 
 /// Waits until the monitor is asleep, and keeps it so until [`release`].
 pub(crate) fn hold() {
@@ -386,6 +406,10 @@ fn begin(config: &Config, limit: u64) {
     };
     if state::sees_all() {
         masks::note_actions();
+    }
+    if config.faults == FaultMode::Auto && stop::reason(FaultMode::Inline).is_some() {
+        // Before anybody takes anything on: it has nothing to go over with. Where it cannot, that is found again below.
+        let _ = process.go_over();
     }
     if !state::begin(process) {
         state::end(process);

@@ -7,7 +7,7 @@ use userswap::{FaultMode, Process};
 use userswap_hook::{Bypass, Call};
 use userswap_sys::signals::Blocked;
 
-use crate::{calls, monitor, raw, state};
+use crate::{calls, exit, monitor, raw, state};
 
 /// Why eviction cannot go on: the kernel would use memory without our knowing, a fault could not be handled, or the program wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,10 +103,12 @@ pub(crate) fn stop_inline(reason: Why) {
     // On a stack that may be swapped out somebody else has to be at it: its thread, at work on pages, could need one of those.
     let here = 0_u8;
     let is_taken = |engine: &Process| engine.has_taken(std::ptr::from_ref(&here) as usize);
-    let not_me = reason == Why::Stack || state::engine().is_some_and(is_taken);
+    // And where the memory is only borrowed (vfork): the descriptors are this one's own, and end with it.
+    let is_owner = exit::is_owner();
+    let not_me = reason == Why::Stack || !is_owner || state::engine().is_some_and(is_taken);
     let mut looks = 0;
     while is_due() {
-        if !not_me || looks == MOST_LOOKS {
+        if !not_me || is_owner && looks == MOST_LOOKS {
             let (_blocked, _bypass) = (Blocked::new(), Bypass::new());
             finish();
             if !is_due() {

@@ -328,6 +328,17 @@ pub fn can_be_read(addr: usize) -> bool {
     unsafe { madvise(page as *mut _, PAGE_SIZE, Advice::LinuxPopulateRead) }.is_ok()
 }
 
+/// The same for a write, which changes nothing that a write would not: a page of the program's own comes in the place of one that is
+/// shared or missing.
+///
+/// *Fault path.*
+#[must_use]
+pub fn can_be_written(addr: usize) -> bool {
+    let page = addr & !(PAGE_SIZE - 1);
+    // SAFETY: changes no byte of the page: it does what a write would do, but for the write.
+    unsafe { madvise(page as *mut _, PAGE_SIZE, Advice::LinuxPopulateWrite) }.is_ok()
+}
+
 /// Which of `pages` pages (at most 64) from `addr` are present; bit *i* is page *i*. `None`: some of the range is not
 /// mapped.
 ///

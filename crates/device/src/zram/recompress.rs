@@ -21,6 +21,9 @@ const SLOTS_A_STEP: usize = 4096;
 /// One part in so many must be saved.
 const SAVES: usize = 8;
 
+/// How: nobody waits for it, and what lies long enough to be found here is read seldom.
+const METHOD: Method = Method::Zstd;
+
 /// Where the search for objects by LZ4 is.
 pub(super) struct Sweep {
     /// The next slot; nothing between two rounds.
@@ -56,8 +59,8 @@ impl Zram {
     /// Recompresses some pages where the store has outgrown its share, or is to be small; `true`: there may be more.
     pub(super) fn recompress_some(&self) -> bool {
         // By content: what has just been made smaller leaves holes, which count as memory until they are closed.
-        let method = self.method(self.counters.total(STORED_BYTES));
-        if self.options.codec != Codec::Adaptive || method == Method::Lz4 {
+        let by_content = self.method(self.counters.total(STORED_BYTES));
+        if self.options.codec != Codec::Adaptive || by_content == Method::Lz4 {
             return false;
         }
         // Somebody else is at it.
@@ -81,7 +84,7 @@ impl Zram {
                 sweep.left = std::mem::take(&mut sweep.leaves);
                 return false;
             };
-            match self.recompress(cpu, touched, method, &mut sweep.page) {
+            match self.recompress(cpu, touched, &mut sweep.page) {
                 Tried::Nothing => {}
                 Tried::Smaller => tried += 1,
                 Tried::Left => {
@@ -96,7 +99,7 @@ impl Zram {
     }
 
     /// Recompresses the page of `slot`, if LZ4 compressed it and Zstandard saves something.
-    fn recompress(&self, cpu: usize, slot: usize, method: Method, page: &mut PageBytes) -> Tried {
+    fn recompress(&self, cpu: usize, slot: usize, page: &mut PageBytes) -> Tried {
         let by_lz4 = |word: Word| match word.stored() {
             Stored::Packed(handle, len, Format::Lz4) => Some((handle, len)),
             _ => None,
@@ -118,7 +121,7 @@ impl Zram {
             return Tried::Left;
         }
         let smaller = context
-            .compress(self.contexts.level(method), page)
+            .compress(self.contexts.level(METHOD), page)
             .filter(|packed| packed.len() + len / SAVES <= len);
         let Some(packed) = smaller else {
             return Tried::Left;
@@ -126,7 +129,7 @@ impl Zram {
         let Ok(place) = self.store.put(cpu, slot as u32, packed) else {
             return Tried::Left;
         };
-        let word = Word::packed(place, packed.len(), method.format());
+        let word = Word::packed(place, packed.len(), METHOD.format());
         locked.set(word);
         let excess = self.store.free(handle);
         drop(locked);

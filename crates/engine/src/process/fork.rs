@@ -91,6 +91,8 @@ impl Process {
         own::forget_threads();
         shared.inline_for_now.store(true, Ordering::Relaxed);
         shared.spare.forget();
+        // Of a parent that came halfway from the one to the other: all is registered anew here.
+        shared.uffd.close_former();
         open_faults_again(&shared.uffd, FaultMode::Inline)?;
         shared.swap.frames().become_child()?;
         self.forget_unmapped(&(0..usize::MAX));
@@ -124,7 +126,11 @@ impl Process {
             threads += handlers.count() as u32;
             std::mem::forget(handlers);
         } else if shared.keeps_spare {
-            Spare::start(shared)?;
+            if let Err(error) = Spare::start(shared) {
+                // Those that have started go on.
+                shared.start.open();
+                return Err(error);
+            }
             threads += 1;
         }
         // Until they all run, each resolves its own faults.

@@ -53,7 +53,11 @@ impl Process {
             taken.iter().map(|(&start, &end)| start..end).collect()
         };
         for piece in taken.iter().flat_map(pieces_of) {
-            self.hand_over(&piece)?;
+            if let Err(error) = self.hand_over(&piece) {
+                // Nobody takes on more, whose userfaultfd could not be told.
+                self.retired.store(true, Ordering::SeqCst);
+                return Err(error);
+            }
         }
         let change = shared.moving.close();
         shared.uffd.close_former();
