@@ -174,6 +174,7 @@ pub(crate) fn swapped_out_bytes() -> anyhow::Result<u64> {
 #[derive(Debug)]
 pub(crate) struct KernelSwap {
     path: PathBuf,
+    whose: swap_area::Storage,
     is_file: bool,
     is_on: bool,
     // All are released after `drop`, when nothing is left to clean up.
@@ -207,6 +208,7 @@ impl KernelSwap {
         // From here on whatever fails takes away what is there by then.
         let mut swap = Self {
             path,
+            whose,
             is_file: file.is_some(),
             is_on: false,
             _file: file,
@@ -223,6 +225,9 @@ impl KernelSwap {
         if self.is_on {
             swap_area::switch_off(&self.path)?;
             self.is_on = false;
+            if self.whose == swap_area::Storage::Given && !self.is_file {
+                swap_area::give_back(&self.path)?;
+            }
         }
         if !self.is_file {
             return Ok(());
@@ -238,8 +243,13 @@ impl Drop for KernelSwap {
     fn drop(&mut self) {
         if let Err(error) = self.take_away() {
             let path = self.path.display();
+            let by_hand = match (self.is_on, self.is_file) {
+                (true, _) => "swapoff",
+                (false, true) => "rm",
+                (false, false) => "wipefs --all",
+            };
             note(format_args!(
-                "cannot take the swap area {path} away: {error}; do it by hand: swapoff {path}"
+                "cannot take the swap area {path} away: {error}; do it by hand: {by_hand} {path}"
             ));
         }
     }
@@ -249,16 +259,19 @@ impl Drop for KernelSwap {
 fn take_away_leftovers(turn: &Turn, folder: Option<&Path>) {
     let on = host::swap_areas().unwrap_or_default();
     let on: Vec<PathBuf> = on.into_iter().map(|area| area.path.into()).collect();
-    let guard = |path: PathBuf, is_on| KernelSwap {
-        is_file: has_our_name(&path),
-        path,
-        is_on,
-        _file: None,
-        _turn: None,
-        _hold: Hold::new(),
+    let take_away = |areas: Vec<PathBuf>, whose| {
+        swap_area::take_away_leftovers(turn, areas, whose, |path, is_on| KernelSwap {
+            is_file: has_our_name(&path),
+            path,
+            whose,
+            is_on,
+            _file: None,
+            _turn: None,
+            _hold: Hold::new(),
+        });
     };
     // On a device of the user's, which stays.
-    swap_area::take_away_leftovers(turn, on.clone(), swap_area::Storage::Given, guard);
+    take_away(on.clone(), swap_area::Storage::Given);
     let mut areas = on;
     if let Some(Ok(entries)) = folder.map(fs::read_dir) {
         let entries = entries.flatten().map(|entry| entry.path());
@@ -268,5 +281,5 @@ fn take_away_leftovers(turn: &Turn, folder: Option<&Path>) {
     areas.retain(|path| kernel_zram::number(path).is_none());
     areas.sort();
     areas.dedup();
-    swap_area::take_away_leftovers(turn, areas, swap_area::Storage::Made, guard);
+    take_away(areas, swap_area::Storage::Made);
 }

@@ -15,7 +15,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -38,7 +38,11 @@ const PRIORITY: i16 = i16::MAX;
 /// Locked by who has an area: there wherever there is anything to swap to.
 const BLOCKS: &str = "/sys/block";
 
-/// One swap area at a time on the whole host: with two of the same priority the kernel deals pages out to both.
+/// How long another's turn is waited for without a word.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One swap area at a time among all who see the same sysfs: with two of the same priority the kernel deals pages out to both.
+/// Each network namespace may have a sysfs of its own; measurements in several of them disturb each other.
 #[derive(Debug)]
 pub(crate) struct Turn {
     locked: File,
@@ -48,16 +52,27 @@ impl Turn {
     /// Waits for it.
     pub(crate) fn take() -> anyhow::Result<Self> {
         let directory = File::open(BLOCKS).with_context(|| format!("cannot open {BLOCKS}"))?;
-        loop {
+        let (start, mut said) = (Instant::now(), false);
+        while !is_locked(&directory).with_context(|| format!("cannot lock {BLOCKS}"))? {
             interrupt::check()?;
-            match directory.try_lock() {
-                Ok(()) => return Ok(Self { locked: directory }),
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("cannot lock {BLOCKS}"));
-                }
+            if !said && start.elapsed() >= PATIENCE {
+                said = true;
+                note(format_args!(
+                    "waiting for another measurement of the kernel's swap, which has {BLOCKS} locked"
+                ));
             }
+            std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(Self { locked: directory })
+    }
+}
+
+/// Locks `file`, unless somebody else has; gives whether it did.
+fn is_locked(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -102,13 +117,24 @@ pub(crate) fn switch_on(
     write_swap_header(path, bytes, &claim)
         .with_context(|| format!("cannot write to {}", path.display()))?;
     // Who used the device before may still be letting go of it.
-    patiently(|| os::swapon(path, PRIORITY))
-        .with_context(|| format!("cannot switch swap on at {}", path.display()))
+    let on = patiently(|| os::swapon(path, PRIORITY));
+    if on.is_err() && storage == Storage::Given {
+        // What is told of is why it is not on.
+        let _ = give_back(path);
+    }
+    on.with_context(|| format!("cannot switch swap on at {}", path.display()))
 }
 
 /// Switches swap off at `path`.
 pub(crate) fn switch_off(path: &Path) -> io::Result<()> {
     patiently(|| os::swapoff(path))
+}
+
+/// Clears the first page of what was given, where swap is off: should its owner swap there, that would pass for left behind.
+pub(crate) fn give_back(path: &Path) -> io::Result<()> {
+    let file = patiently(|| open_alone(path, OpenOptions::new().write(true)))?;
+    file.write_all_at(&[0; PAGE], 0)?;
+    file.sync_all()
 }
 
 /// Whether swap is on at `path`.
@@ -118,6 +144,15 @@ pub(crate) fn is_on(path: &Path) -> bool {
 
 /// A file for a swap area, in `folder`; locked while it is open.
 pub(crate) fn make_file(folder: &Path, bytes: u64) -> io::Result<(PathBuf, File)> {
+    make_file_with(is_ours, folder, bytes)
+}
+
+/// The same, where `is_ours` locks it.
+fn make_file_with(
+    mut is_ours: impl FnMut(&File, &Path) -> io::Result<bool>,
+    folder: &Path,
+    bytes: u64,
+) -> io::Result<(PathBuf, File)> {
     for number in 0_u32.. {
         let path = folder.join(format!("{FILE_NAME}{number}"));
         let mut options = OpenOptions::new();
@@ -126,18 +161,39 @@ pub(crate) fn make_file(folder: &Path, bytes: u64) -> io::Result<(PathBuf, File)
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             opened => opened?,
         };
-        // Before it was locked somebody may have taken it for left behind.
-        let is_taken = file.try_lock().is_err() || file.metadata()?.nlink() == 0;
-        if !is_taken {
-            let made = fallocate(&file, FallocateFlags::empty(), 0, bytes);
-            if let Err(error) = made {
-                fs::remove_file(&path)?;
-                return Err(error.into());
+        let made = is_ours(&file, &path).and_then(|is_ours| {
+            if is_ours {
+                fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
             }
-            return Ok((path, file));
+            Ok(is_ours)
+        });
+        match made {
+            Ok(true) => return Ok((path, file)),
+            // Before it was locked somebody took it for left behind, and takes it away.
+            Ok(false) => {}
+            // Not every file system has locks, or room.
+            Err(error) => {
+                fs::remove_file(&path)?;
+                return Err(error);
+            }
         }
     }
     unreachable!("a folder has fewer files")
+}
+
+/// Locks `file`, opened at `path`; gives whether it did, and the file is still there. Then it stays there: only who has it
+/// locked takes it away.
+fn is_ours(file: &File, path: &Path) -> io::Result<bool> {
+    if !is_locked(file)? {
+        return Ok(false);
+    }
+    // Who had it before may have taken it away, and another may have made one of that name since.
+    let identity = |found: fs::Metadata| (found.dev(), found.ino());
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok(identity(there) == identity(file.metadata()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether `path` is called as the files that are made for swap areas.
@@ -151,7 +207,7 @@ pub(crate) fn has_our_name(path: &Path) -> bool {
 fn left_behind(turn: &Turn, path: &Path, storage: Storage) -> Option<File> {
     let area = File::open(path).ok()?;
     let is_left = if has_our_name(path) {
-        area.try_lock().is_ok()
+        is_ours(&area, path).ok()?
     } else {
         // Who made this claim had the turn that we have now.
         claim_of(&area)? == claim(turn, storage).ok()?
@@ -272,5 +328,45 @@ mod tests {
         assert_ne!(path, second);
         drop(file);
         assert!(is_left(&another, &path, Storage::Made), "let go of");
+        give_back(&device).expect("cleared");
+        assert!(!is_left(&ours, &device, Storage::Given), "given back");
+    }
+
+    #[test]
+    fn a_file_that_was_taken_away_is_not_ours_when_it_is_locked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(format!("{FILE_NAME}0"));
+        fs::write(&path, "").expect("a file");
+        let opened = || File::open(&path).expect("opened");
+        let (first, second) = (opened(), opened());
+        assert!(is_ours(&first, &path).expect("a lock"));
+        assert!(!is_ours(&second, &path).expect("a lock"), "locked");
+        fs::remove_file(&path).expect("removed");
+        drop(first);
+        assert!(!is_ours(&second, &path).expect("a lock"), "not there");
+        fs::write(&path, "").expect("a file");
+        assert!(!is_ours(&second, &path).expect("a lock"), "another's");
+    }
+
+    #[test]
+    fn where_files_have_no_locks_none_is_made() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut tries = 0;
+        let no_locks = |_: &File, _: &Path| {
+            tries += 1;
+            assert_eq!(tries, 1, "another file");
+            Err(io::Error::from_raw_os_error(libc::ENOLCK))
+        };
+        let error = make_file_with(no_locks, folder.path(), 1 << 20).expect_err("no locks");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOLCK));
+        assert_eq!(fs::read_dir(&folder).expect("a folder").count(), 0);
+        // What cannot be locked at all: a descriptor for nothing but its path.
+        let path = folder.path().join("file");
+        fs::write(&path, "").expect("a file");
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_PATH);
+        let file = options.open(&path).expect("opened");
+        let error = is_ours(&file, &path).expect_err("no lock");
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
     }
 }

@@ -466,7 +466,8 @@ fn what_a_killed_run_left_on_the_users_device_is_switched_off_and_the_device_sta
             ];
             let (status, _, said) = outcome(&[&args, next].concat());
             let again = outcome(&[&args, &on_it[..]].concat());
-            came.push((left, status, said, again.0, is_swap(device)));
+            let stays = is_swap(device) || has_swap_header(device);
+            came.push((left, status, said, again.0, stays));
             printed("swapoff", &[device.to_str().expect("UTF-8")]);
         }
     }
@@ -482,6 +483,45 @@ fn what_a_killed_run_left_on_the_users_device_is_switched_off_and_the_device_sta
         fs::read_to_string(size).expect("it is there").trim(),
         "67108864"
     );
+}
+
+/// Whether it could be swapped to as it is.
+fn has_swap_header(device: &Path) -> bool {
+    let mut magic = [0; 10];
+    let file = File::open(device).expect("opened");
+    file.read_exact_at(&mut magic, 4086).expect("read");
+    &magic == b"SWAPSPACE2"
+}
+
+#[test]
+fn who_waits_for_another_measurement_says_so_once_and_can_be_interrupted() {
+    let test = "who_waits_for_another_measurement_says_so_once_and_can_be_interrupted";
+    let Some(_turn) = usable(test) else {
+        return;
+    };
+    let another = File::open("/sys/block").expect("opened");
+    another.lock().expect("locked");
+    let said = tempfile::NamedTempFile::new().expect("a file");
+    let waiting = || {
+        let said = fs::read_to_string(said.path()).expect("UTF-8");
+        said.matches("waiting for another measurement").count()
+    };
+    let mut child = userswap(&["bench", "swapin", "--way", "none", "--kernel"])
+        .args(ZRAM)
+        .stdout(Stdio::null())
+        .stderr(said.reopen().expect("a file"))
+        .spawn()
+        .expect("the binary runs");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while waiting() == 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Long enough for a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    let times = waiting();
+    signal(&child, rustix::process::Signal::TERM);
+    let status = child.wait().expect("an end");
+    assert_eq!((times, status.code()), (1, Some(143)));
 }
 
 /// A run in namespaces of its own, as in a container: numbers of processes mean nothing there.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use userswap::{FaultAround, Way};
+use userswap_sys::mapping::resident_pages;
 
 use super::beside::write_out_beside;
 use super::candidate::{Candidate, Name, candidates};
@@ -32,6 +33,7 @@ struct Row {
     /// Other pages that were written out meanwhile, in bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     writeback_bytes_per_second: Option<f64>,
+    /// Of those that are faulted on.
     stayed_pages: usize,
     verified: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,7 +145,8 @@ fn measure(
         if with_writeback && !args.writeback {
             break;
         }
-        let out = phases::page_out(&subject.memory, 1)?;
+        phases::page_out(&subject.memory, 1)?;
+        let stayed = resident_of_first(&subject.memory, order.len())?;
         let touch = || touch_each(&subject.memory, order);
         let (latencies, rate) = if with_writeback {
             let others = order.len()..order.len() + others;
@@ -158,7 +161,7 @@ fn measure(
             pages: order.len(),
             figures: latencies.figures(),
             writeback_bytes_per_second: rate,
-            stayed_pages: out.stayed,
+            stayed_pages: stayed,
             verified: true,
             repeat: Some(repeat),
         });
@@ -168,6 +171,12 @@ fn measure(
         row.verified = verified;
     }
     Ok(rows)
+}
+
+/// How many of the first `pages` are in memory.
+fn resident_of_first(memory: &Memory, pages: usize) -> anyhow::Result<usize> {
+    let base = memory.word(0, 0).as_ptr() as usize;
+    Ok(resident_pages(base, pages * PAGE)?)
 }
 
 fn touch_each(memory: &Memory, order: &[u32]) -> anyhow::Result<Latencies> {
@@ -334,6 +343,18 @@ mod tests {
             ]
         );
         assert_eq!(summary.direct_over_kernel_p50, Some(50.0 / 80.0));
+    }
+
+    #[test]
+    fn what_stays_is_counted_among_the_pages_that_are_faulted_on() {
+        let memory = Memory::kernel(50 * PAGE).expect("mapping");
+        for page in 10..50 {
+            memory.touch(page);
+        }
+        let resident = || resident_of_first(&memory, 10).expect("residency");
+        assert_eq!(resident(), 0, "the others stayed");
+        memory.touch(9);
+        assert_eq!(resident(), 1);
     }
 
     #[test]
