@@ -115,7 +115,7 @@ pub(crate) fn way_name(way: Way) -> &'static str {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum FaultsArg {
-    /// Whichever suits this host
+    /// In the faulting thread, and in handler threads from where a program needs them on
     Auto,
     /// In the faulting thread, by SIGBUS
     Inline,

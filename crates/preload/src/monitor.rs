@@ -80,6 +80,9 @@ pub(crate) fn look_now() {
 /// What the program, which waits for the engine, may have in memory soon, in bytes.
 static SOON: AtomicU64 = AtomicU64::new(0);
 
+/// The engine has taken on what the program had. What a call begins to use before that is left to the system, however large.
+static HAS_TAKEN_ON: AtomicBool = AtomicBool::new(false);
+
 /// How long a program that grows waits for the engine to start.
 const START_WAIT: Duration = Duration::from_secs(2);
 
@@ -103,7 +106,7 @@ pub(crate) fn grew(bytes: usize) {
     look_now();
     let since = Instant::now();
     while soon > config.limit / 4 * 3
-        && state::engine().is_none()
+        && !HAS_TAKEN_ON.load(Ordering::Acquire)
         && !REFUSED.load(Ordering::Relaxed)
         && since.elapsed() < START_WAIT
     {
@@ -432,6 +435,7 @@ fn begin(config: &Config, limit: u64) {
         process.stop_recycling();
     }
     take_on(process);
+    HAS_TAKEN_ON.store(true, Ordering::Release);
     // SAFETY: this thread's stack is many times larger, and little of it is in use.
     unsafe { mapping::trim_stack(TRIMMED) };
     process.note_resident(kept::resident_bytes().unwrap_or(0));

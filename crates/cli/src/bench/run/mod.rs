@@ -91,8 +91,12 @@ pub(crate) fn run(args: &BenchRunArgs) -> anyhow::Result<Status> {
     let report = Report::new(args.json);
     let access = userswap_sys::host::userfaultfd_access();
     ensure!(
-        access.full(),
-        "faults in system calls may not be handled here, so that `userswap run` sets no limit (run `userswap doctor`)"
+        access.user_only(),
+        "faults may not be handled here at all, so that `userswap run` sets no limit (run `userswap doctor`)"
+    );
+    ensure!(
+        access.full() || !args.faults.contains(&FaultsArg::Thread),
+        "faults in system calls may not be handled here (run `userswap doctor`): use --faults inline or auto"
     );
     if let Some(limit) = args.limit {
         check_limit(limit)?;
