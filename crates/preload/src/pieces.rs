@@ -38,7 +38,7 @@ pub(crate) fn make(thread: &'static Thread, call: &mut Call) -> Option<isize> {
     let len = len.min(MOST);
     match kind(file) {
         // Files of /proc and the like tell no length, and have no places.
-        Ok((libc::S_IFREG, 0)) => None,
+        Ok((libc::S_IFREG, 0)) if is_read => None,
         Ok((libc::S_IFREG, _)) if number == libc::SYS_read => {
             let end = usize::try_from(ask(libc::SYS_lseek, file, len, libc::SEEK_CUR)).ok()?;
             let result = one_by_one(thread, call, libc::SYS_pread64, len, end - len);
