@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use libc::{c_int, c_long};
 use userswap::{Process, Side};
 use userswap_hook::{Bypass, Call, Decision, Handlers};
-use userswap_sys::PAGE_SIZE;
 use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
+use userswap_sys::{PAGE_SIZE, cpu, own};
 
 use crate::maps::LEAST;
 use crate::pieces::PIECE;
@@ -87,6 +87,11 @@ impl Handlers for Calls {
         }
         if noted::is_only_noted(call.nr) {
             let _ = memory::begin(thread, call);
+            return Decision::Run;
+        }
+        let is_refused = memory::REFUSED.contains(&(call.nr as c_long));
+        if is_refused && own::is_thread(cpu::thread()) {
+            // A ring of ours, in a child of fork: it could be the thread's first call that is looked at.
             return Decision::Run;
         }
         memory::refuse(call);
