@@ -128,7 +128,8 @@ fn child_harmed() {
     out(1);
     let file = nameless_files(&folder).pop().expect("one file");
     let all = || {
-        let mut bytes = vec![0; 256 * PAGE];
+        let len = file.metadata().expect("it is open").len() as usize;
+        let mut bytes = vec![0; len];
         let mut read = 0;
         while let Ok(more @ 1..) = file.read_at(&mut bytes[read..], read as u64) {
             read += more;
@@ -167,16 +168,25 @@ fn child_harmed() {
             file.write_all_at(&pages.concat(), 0).expect("it is ours");
         }
         "stale" => {
-            // All pages come in, change, and go out to the same blocks.
-            for version in 2..4 {
+            // All pages come in, change, and go out, until every block in use has held another page's or version's bytes.
+            let mut earlier = before;
+            for version in 2.. {
+                assert!(version < 40, "blocks are used again");
                 out(version);
+                let mut now = all();
+                earlier.resize(now.len().max(earlier.len()), 0);
+                let mut first_use = false;
+                let blocks = now.chunks_mut(PAGE).zip(earlier.chunks_mut(PAGE));
+                for (now, earlier) in blocks.filter(|(now, earlier)| now != earlier) {
+                    first_use |= earlier.iter().all(|&byte| byte == 0);
+                    now.swap_with_slice(earlier);
+                }
+                if !first_use && version > 3 {
+                    // Where nothing changed in this round, the block holds nothing that is in use.
+                    file.write_all_at(&now, 0).expect("it is ours");
+                    break;
+                }
             }
-            let later = all();
-            assert_ne!(before, later);
-            let len = before.len().max(later.len());
-            let mut old = before;
-            old.resize(len, 0);
-            file.write_all_at(&old, 0).expect("it is ours");
         }
         _ => file.set_len(0).expect("it is ours"),
     }
