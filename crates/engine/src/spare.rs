@@ -25,8 +25,10 @@ pub(crate) struct Spare {
 const NONE: u32 = 0;
 const WAITS: u32 = 1;
 const CALLED: u32 = 2;
+/// It has heard, and handles faults.
+const SERVES: u32 = 3;
 /// The others have been started.
-const RELIEVED: u32 = 3;
+const RELIEVED: u32 = 4;
 
 impl Spare {
     /// Whether the thread waits to be called.
@@ -56,10 +58,8 @@ impl Spare {
             "start a fault handler thread",
             move || {
                 its.start.pass();
-                let state = &its.spare.state;
-                while state.load(Ordering::Acquire) == WAITS {
-                    futex::wait(state, WAITS);
-                }
+                its.spare.wait_while(WAITS);
+                its.spare.serve();
                 if let Some(cpu) = cpu::allowed().first() {
                     // As in `Handlers`.
                     let _ = cpu::pin_to(*cpu);
@@ -74,11 +74,28 @@ impl Spare {
         started.map(drop)
     }
 
+    /// Waits until the thread that has been called handles faults. Before, it may still be at the start line, which must not
+    /// be closed in front of it.
+    pub(crate) fn wait_until_it_serves(&self) {
+        self.wait_while(CALLED);
+    }
+
+    fn wait_while(&self, state: u32) {
+        while self.state.load(Ordering::Acquire) == state {
+            futex::wait(&self.state, state);
+        }
+    }
+
+    fn serve(&self) {
+        self.state.store(SERVES, Ordering::Release);
+        futex::wake_all(&self.state);
+    }
+
     /// Starts the handlers of the other CPUs, as far as that can be: they wait at the start line. `None`: they are there, or
     /// not wanted.
     pub(crate) fn start_others(shared: &Arc<Shared>) -> Option<Handlers> {
         let claimed = shared.spare.state.compare_exchange(
-            CALLED,
+            SERVES,
             RELIEVED,
             Ordering::Acquire,
             Ordering::Relaxed,
@@ -91,7 +108,7 @@ impl Spare {
 
     /// Whether the others are still to be started.
     pub(crate) fn is_alone(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == CALLED
+        matches!(self.state.load(Ordering::Relaxed), CALLED | SERVES)
     }
 }
 

@@ -119,6 +119,7 @@ impl Process {
         if shared.mode() != FaultMode::Thread || !shared.spare.is_alone() {
             return;
         }
+        shared.spare.wait_until_it_serves();
         shared.start.close();
         if let Some(handlers) = Spare::start_others(shared) {
             shared.start.wait_for(handlers.count() as u32);
