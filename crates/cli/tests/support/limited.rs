@@ -144,6 +144,8 @@ pub(crate) fn compiled(name: &str) -> String {
 pub(crate) struct Limited {
     /// The statistics of the processes that swapped.
     pub(crate) swapping: Vec<serde_json::Value>,
+    /// All statistics, and what was written to standard error.
+    told: String,
 }
 
 impl Limited {
@@ -187,7 +189,8 @@ pub(crate) fn same_for(
         let limited = limited(user, test, folder, limit, program, &native);
         assert!(
             limited.sum("out_bytes") > 0,
-            "{test}: {limit} MiB: nothing left memory"
+            "{test}: {limit} MiB: nothing left memory\n{}",
+            limited.told
         );
         // Told for whoever runs this with --nocapture.
         for record in &limited.swapping {
@@ -249,7 +252,10 @@ fn limited(
         assert_eq!(record["bugs"], 0, "{record}");
         assert_mode(user, record);
     }
-    Limited { swapping }
+    Limited {
+        swapping,
+        told: format!("{lines}{complaints}"),
+    }
 }
 
 /// Programs that do what inline mode cannot follow, and go over to handler threads where the host permits it.
