@@ -49,6 +49,46 @@ fn what_inline_mode_cannot_follow_handler_threads_do() {
     }
 }
 
+/// Changes of user and capabilities, which belong to threads, and of which ours have the program's: libc ends a program whose threads
+/// are answered differently. The statistics come from one that may not open their file any more.
+#[test]
+fn users_and_capabilities_are_given_up_as_natively() {
+    let test = "users_and_capabilities_are_given_up_as_natively";
+    if !rustix::process::geteuid().is_root() {
+        return skip(test, "only root may change users");
+    }
+    for user in [User::Any, User::InThreads] {
+        for how in ["all", "few"] {
+            let Some(swapping) = check(user, "user", &[32], &[how]) else {
+                return;
+            };
+            assert_eq!(swapping, [1], "{how}");
+        }
+    }
+    if !possible_with(test, &["setpriv"]) {
+        return;
+    }
+    for more in [&[][..], &["--bounding-set=-all", "--no-new-privs"]] {
+        let mut command = vec![
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ];
+        command.extend(more);
+        command.extend(["grep", "-E", "Uid|Gid|Groups|Cap", "/proc/self/status"]);
+        let native = std::process::Command::new(command[0])
+            .args(&command[1..])
+            .output()
+            .expect("it runs");
+        let output = userswap(&["run", "--limit", "32M", "--"])
+            .args(&command)
+            .output()
+            .expect("userswap runs");
+        assert!(native.status.success() && native == output, "{output:?}");
+    }
+}
+
 /// What the host does not permit: a program that has given up its privileges goes on without a limit.
 #[test]
 fn one_without_privileges_any_more_does_not() {

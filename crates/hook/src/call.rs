@@ -70,6 +70,12 @@ pub trait Handlers: Sync {
         false
     }
 
+    /// Before a call that is looked at is made by a thread that holds a [`crate::Bypass`], in a signal handler perhaps: nothing
+    /// can be changed about it.
+    fn before_bypassed(&self, call: &Call) {
+        let _ = call;
+    }
+
     /// Before the call is made.
     fn before(&self, call: &mut Call) -> Decision;
 

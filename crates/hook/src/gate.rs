@@ -126,10 +126,13 @@ pub(crate) extern "C" fn before(frame: &mut Frame) {
     if frame.call.nr == libc::SYS_rt_sigaction as usize {
         take_cancellation(&mut frame.call);
     }
-    if ACTIVE.load(Ordering::Acquire) == 0 || !wanted(frame.call.nr) || bypassed() {
+    if ACTIVE.load(Ordering::Acquire) == 0 || !wanted(frame.call.nr) {
         return;
     }
     let Some(wired) = WIRED.get() else { return };
+    if bypassed() {
+        return keeping_errno(|| wired.handlers.before_bypassed(&frame.call));
+    }
     frame.asked = 1;
     if let Decision::Return(result) = inside(|| wired.handlers.before(&mut frame.call)) {
         frame.answered = 1;

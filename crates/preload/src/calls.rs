@@ -15,7 +15,8 @@ use crate::pieces::PIECE;
 use crate::stop::{self, Why, stop, stop_inline};
 use crate::threads::Thread;
 use crate::{
-    exit, forks, kept, masks, memory, monitor, noted, pieces, raw, rings, special, stacks, state,
+    exit, forks, kept, masks, memory, monitor, noted, pieces, privileges, raw, rings, special,
+    stacks, state,
 };
 
 /// The calls looked at.
@@ -60,6 +61,8 @@ impl Handlers for Calls {
         let number = nr as c_long;
         WANTED.contains(&number)
             || special::CALLS.contains(&number)
+            || privileges::CHANGES.contains(&number)
+            || privileges::EVERYWHERE.contains(&number)
             || state::sees_all()
                 && (userswap_hook::uses_memory(nr) && state::follows_calls()
                     || memory::REFUSED.contains(&number)
@@ -71,7 +74,14 @@ impl Handlers for Calls {
         state::sees_all() && noted::is_only_noted(nr)
     }
 
+    fn before_bypassed(&self, call: &Call) {
+        if privileges::EVERYWHERE.contains(&(call.nr as c_long)) && own::is_thread(cpu::thread()) {
+            privileges::take_over();
+        }
+    }
+
     fn before(&self, call: &mut Call) -> Decision {
+        self.before_bypassed(call);
         if state::is_starting() {
             return Decision::Run;
         }
@@ -111,6 +121,9 @@ impl Handlers for Calls {
     }
 
     fn after(&self, call: &Call, result: isize) {
+        if result == 0 && privileges::CHANGES.contains(&(call.nr as c_long)) {
+            privileges::changed(call);
+        }
         if state::is_starting() {
             return;
         }
@@ -480,6 +493,7 @@ fn forked(side: Side) {
     if side == Side::Child {
         state::only_this_thread();
         stop::only_this_thread();
+        privileges::only_this_thread();
         monitor::no_monitor();
         exit::belongs_to_this_process();
     }
@@ -535,6 +549,7 @@ pub(crate) fn may_recycle() -> bool {
 /// Descriptors of ours stay open: closing one would turn what is swapped out into zeros.
 fn keep_open(call: &Call) -> Decision {
     let mut ours = kept::numbers().to_vec();
+    ours.push(exit::descriptor());
     ours.extend(state::engine().into_iter().flat_map(Process::descriptors));
     ours.retain(|&fd| fd >= 0);
     let is_ours = |fd: usize| ours.contains(&(fd as c_int));

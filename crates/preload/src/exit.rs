@@ -3,16 +3,18 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write as _};
+use std::mem::ManuallyDrop;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 use rustix::fs::OFlags;
 use userswap::{FaultMode, Process};
 use userswap_hook::Bypass;
-use userswap_sys::PAGE_SIZE;
 use userswap_sys::host::resident_set_bytes;
 use userswap_sys::own::Within;
 use userswap_sys::signals::{Blocked, stderr_line};
+use userswap_sys::{PAGE_SIZE, descriptor};
 
 use crate::config::{Config, StatsFile};
 use crate::state;
@@ -34,10 +36,23 @@ pub(crate) fn is_owner() -> bool {
     OWNER.load(Ordering::Relaxed) == std::process::id()
 }
 
+/// The file for statistics, open with a high number: at the end the process may not be allowed to open it any more. -1: there is
+/// none, or it could not be opened so far.
+static STATS: AtomicI32 = AtomicI32::new(-1);
+
 /// What [`finish`] shall do.
 pub(crate) fn prepare(config: &'static Config) {
     belongs_to_this_process();
     let _ = CONFIG.set(config);
+    if let Some(Ok(file)) = config.stats.as_ref().map(open) {
+        // Relaxed: there is only this thread.
+        STATS.store(descriptor::move_up(file).into_raw_fd(), Ordering::Relaxed);
+    }
+}
+
+/// The number of a descriptor that must stay open; -1: none.
+pub(crate) fn descriptor() -> i32 {
+    STATS.load(Ordering::Relaxed)
 }
 
 /// What was asked for, once the library has started.
@@ -142,17 +157,27 @@ fn program_name() -> String {
 
 /// One line, written whole: other processes write to the same file.
 fn append(file: &StatsFile, line: &str) {
-    let opened = match file {
-        StatsFile::Ours(file) => file
-            .open(OFlags::WRONLY | OFlags::APPEND)
-            .map(File::from)
-            .map_err(Into::into),
-        StatsFile::Named(path) => OpenOptions::new().append(true).create(true).open(path),
+    let written = match descriptor() {
+        -1 => open(file).and_then(|opened| File::from(opened).write_all(line.as_bytes())),
+        number => {
+            // SAFETY: open as long as the process lives, and not closed when this goes.
+            let mut kept = ManuallyDrop::new(unsafe { File::from_raw_fd(number) });
+            kept.write_all(line.as_bytes())
+        }
     };
-    let written = opened.and_then(|mut file| file.write_all(line.as_bytes()));
     if let Err(error) = written {
         stderr_line(format_args!(
             "userswap: cannot write statistics to {file}: {error}"
         ));
+    }
+}
+
+fn open(file: &StatsFile) -> std::io::Result<OwnedFd> {
+    match file {
+        StatsFile::Ours(file) => Ok(file.open(OFlags::WRONLY | OFlags::APPEND)?),
+        StatsFile::Named(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path)?;
+            Ok(file.into())
+        }
     }
 }

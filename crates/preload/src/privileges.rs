@@ -1,0 +1,105 @@
+//! Our threads run with the privileges of the program's.
+//!
+//! Users and groups belong to a thread. libc has all threads of a process change them together, ours, too, and ends the process
+//! where one of them is answered otherwise than the rest. So before one of ours makes such a call it takes over what the program
+//! has changed for its own threads alone: capabilities, and whether they outlast a change of user.
+
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use libc::c_long;
+use userswap_hook::Call;
+use userswap_sys::cpu;
+
+use crate::{exit, raw};
+
+/// The calls by which the program changes privileges of the calling thread alone.
+pub(crate) const CHANGES: [c_long; 2] = [libc::SYS_capset, libc::SYS_prctl];
+
+/// The calls that libc has every thread make.
+pub(crate) const EVERYWHERE: [c_long; 7] = [
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+];
+
+/// The thread of the program whose privileges ours take over; 0: they all have the same.
+static WHOSE: AtomicU32 = AtomicU32::new(0);
+
+/// Its securebits, "keep capabilities" among them, which nobody else can ask for.
+static SECUREBITS: AtomicUsize = AtomicUsize::new(0);
+
+/// "Version 3" of the interface: two words of each set.
+const VERSION: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    thread: u32,
+}
+
+/// A thread of the program has made `call`, one of [`CHANGES`], with success.
+pub(crate) fn changed(call: &Call) {
+    // A child that borrows this memory (vfork) changes its own.
+    if !exit::is_owner() {
+        return;
+    }
+    let changes_bits = [libc::PR_SET_KEEPCAPS, libc::PR_SET_SECUREBITS];
+    if call.nr as c_long == libc::SYS_prctl && !changes_bits.contains(&(call.args[0] as i32)) {
+        return;
+    }
+    let bits = prctl(libc::PR_GET_SECUREBITS, 0);
+    SECUREBITS.store(bits.max(0) as usize, Ordering::Relaxed);
+    // Release: with the bits.
+    WHOSE.store(cpu::thread(), Ordering::Release);
+}
+
+/// In a child of fork: the thread that is left has what it had, and those that it starts have the same.
+pub(crate) fn only_this_thread() {
+    WHOSE.store(0, Ordering::Relaxed);
+}
+
+/// The calling thread, one of ours, is about to make one of the calls of [`EVERYWHERE`], in libc's signal handler. Whoever has
+/// called for it makes the call last, and still has the privileges it will make it with.
+pub(crate) fn take_over() {
+    let thread = WHOSE.load(Ordering::Acquire);
+    if thread == 0 {
+        return;
+    }
+    let bits = SECUREBITS.load(Ordering::Relaxed);
+    if prctl(libc::PR_SET_SECUREBITS, bits) != 0 {
+        // All that a thread may change without privileges.
+        let keep = bits & libc::SECBIT_KEEP_CAPS as usize != 0;
+        prctl(libc::PR_SET_KEEPCAPS, usize::from(keep));
+    }
+    let mut sets = [0_u32; 6];
+    let mut of = |call: c_long, thread: u32| {
+        let header = Header {
+            version: VERSION,
+            thread,
+        };
+        let arguments = [
+            &raw const header as usize,
+            sets.as_mut_ptr() as usize,
+            0,
+            0,
+            0,
+            0,
+        ];
+        // SAFETY: reads the header, and reads or writes the three sets of two words; the capabilities are this thread's own.
+        unsafe { raw::make(&Call::new(call as usize, arguments)) }
+    };
+    // Refused where the thread has ended.
+    if of(libc::SYS_capget, thread) == 0 {
+        of(libc::SYS_capset, 0);
+    }
+}
+
+fn prctl(option: i32, argument: usize) -> isize {
+    let arguments = [option as usize, argument, 0, 0, 0, 0];
+    // SAFETY: the options used here read and write no memory.
+    unsafe { raw::make(&Call::new(libc::SYS_prctl as usize, arguments)) }
+}
