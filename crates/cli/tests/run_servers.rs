@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use support::limited::{User, assert_mode, folder, possible_with};
@@ -34,9 +35,7 @@ impl Server {
         program: &str,
         arguments: impl FnOnce(&str) -> Vec<String>,
     ) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
+        let port = free_port();
         let mut command = Command::new("timeout");
         command.args(["-k", "1", LONGEST_SECONDS]);
         let limited = limit.map(|limit| (limit, folder.join(format!("{port}.json"))));
@@ -104,6 +103,24 @@ impl Server {
         // Refused only where it has ended.
         let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
     }
+}
+
+/// A port on the loopback interface that nobody has. Not one of those that the system gives to clients: whoever asks such a one
+/// whether its server is there may be given that very port, and is connected with itself.
+fn free_port() -> u16 {
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(64);
+    let ports = std::iter::repeat_with(|| {
+        let next = start.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        (FIRST + next % COUNT) as u16
+    });
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports
+        .take(COUNT as usize)
+        .find(is_free)
+        .expect("a free port")
 }
 
 impl Drop for Server {
