@@ -55,7 +55,9 @@ impl Server {
             limited,
         };
         for _ in 0..ASKED {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            // One that nobody listens to may be connected with itself.
+            let stream = TcpStream::connect(("127.0.0.1", port));
+            if stream.is_ok_and(|stream| stream.local_addr().ok() != stream.peer_addr().ok()) {
                 return server;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -105,8 +107,7 @@ impl Server {
     }
 }
 
-/// A port on the loopback interface that nobody has. Not one of those that the system gives to clients: whoever asks such a one
-/// whether its server is there may be given that very port, and is connected with itself.
+/// A port on the loopback interface that nobody has, and that the system does not give to clients by default.
 fn free_port() -> u16 {
     const FIRST: u32 = 20_000;
     const COUNT: u32 = 12_000;

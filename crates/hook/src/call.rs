@@ -47,7 +47,7 @@ pub enum Decision {
 
 /// Who looks at the calls.
 ///
-/// Both functions run on the thread that makes the call, on its own stack, at any instruction of its libraries: inside
+/// They run on the thread that makes the call, on its own stack, at any instruction of its libraries: inside
 /// `malloc`, in a signal handler, in the child of `vfork`, in a thread whose libc set-up is not finished. They must not
 /// allocate, take locks that code which makes system calls may hold, panic, or change `errno` by means other than libc calls
 /// (which is put back). A signal may interrupt them, and its handler may make calls, which come here again: block

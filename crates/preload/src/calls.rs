@@ -15,8 +15,8 @@ use crate::pieces::PIECE;
 use crate::stop::{self, Why, stop, stop_inline};
 use crate::threads::Thread;
 use crate::{
-    exit, forks, kept, masks, memory, monitor, noted, pieces, privileges, raw, rings, special,
-    stacks, state,
+    alone, exit, forks, kept, masks, memory, monitor, noted, pieces, privileges, raw, rings,
+    special, stacks, state,
 };
 
 /// The calls looked at.
@@ -61,6 +61,7 @@ impl Handlers for Calls {
         let number = nr as c_long;
         WANTED.contains(&number)
             || special::CALLS.contains(&number)
+            || alone::CALLS.contains(&number)
             || privileges::CHANGES.contains(&number)
             || privileges::EVERYWHERE.contains(&number)
             || state::sees_all()
@@ -276,6 +277,9 @@ fn change_process(call: &mut Call) -> Decision {
             } else {
                 Decision::Run
             }
+        }
+        number if alone::CALLS.contains(&number) => {
+            Decision::Return(alone::make_alone(|| make(call)))
         }
         number if special::CALLS.contains(&number) => special::before(call),
         libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {

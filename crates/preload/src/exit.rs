@@ -1,7 +1,7 @@
 //! What a process leaves when it ends: a line of statistics, and its row in the tree.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write as _};
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -40,11 +40,23 @@ pub(crate) fn is_owner() -> bool {
 /// none, or it could not be opened so far.
 static STATS: AtomicI32 = AtomicI32::new(-1);
 
+/// Which it is: its device and number there.
+static WHICH: OnceLock<(u64, u64)> = OnceLock::new();
+
 /// What [`finish`] shall do.
 pub(crate) fn prepare(config: &'static Config) {
     belongs_to_this_process();
     let _ = CONFIG.set(config);
-    if let Some(Ok(file)) = config.stats.as_ref().map(open) {
+    // Who reads from a pipe waits for its writers to be gone; and opening alone does something to some files.
+    let may_be_kept = |file: &&StatsFile| match file {
+        StatsFile::Ours(_) => true,
+        StatsFile::Named(path) => fs::metadata(path).map_or(true, |about| about.is_file()),
+    };
+    let opened = config.stats.as_ref().filter(may_be_kept).map(open);
+    if let Some(Ok(file)) = opened
+        && let Ok(about) = rustix::fs::fstat(&file)
+        && WHICH.set((about.st_dev, about.st_ino)).is_ok()
+    {
         // Relaxed: there is only this thread.
         STATS.store(descriptor::move_up(file).into_raw_fd(), Ordering::Relaxed);
     }
@@ -157,19 +169,30 @@ fn program_name() -> String {
 
 /// One line, written whole: other processes write to the same file.
 fn append(file: &StatsFile, line: &str) {
-    let written = match descriptor() {
-        -1 => open(file).and_then(|opened| File::from(opened).write_all(line.as_bytes())),
-        number => {
-            // SAFETY: open as long as the process lives, and not closed when this goes.
-            let mut kept = ManuallyDrop::new(unsafe { File::from_raw_fd(number) });
-            kept.write_all(line.as_bytes())
-        }
+    let written = match kept() {
+        Some(mut kept) => kept.write_all(line.as_bytes()),
+        None => open(file).and_then(|opened| File::from(opened).write_all(line.as_bytes())),
     };
-    if let Err(error) = written {
+    // Nobody asked for the file of `run` itself.
+    if let (Err(error), StatsFile::Named(_)) = (written, file) {
         stderr_line(format_args!(
             "userswap: cannot write statistics to {file}: {error}"
         ));
     }
+}
+
+/// The file that was opened at the start, where it is still that and not removed.
+fn kept() -> Option<ManuallyDrop<File>> {
+    let number = descriptor();
+    if number < 0 {
+        return None;
+    }
+    // SAFETY: ours, protected from the program's calls as far as they are seen, and not closed when this goes. What stands for
+    // another file by now is told below.
+    let file = ManuallyDrop::new(unsafe { File::from_raw_fd(number) });
+    let about = rustix::fs::fstat(&*file).ok()?;
+    let same = WHICH.get() == Some(&(about.st_dev, about.st_ino));
+    (same && about.st_nlink > 0).then_some(file)
 }
 
 fn open(file: &StatsFile) -> std::io::Result<OwnedFd> {

@@ -42,6 +42,9 @@ static CONFINED: AtomicBool = AtomicBool::new(false);
 /// 1: the monitor shall park; 2: it does.
 static PARK: AtomicU32 = AtomicU32::new(0);
 
+/// The monitor shall end. Changes while it is asleep.
+static ENDS: AtomicBool = AtomicBool::new(false);
+
 /// Bytes by which the program's memory has grown since somebody looked.
 static GROWN: AtomicU64 = AtomicU64::new(0);
 
@@ -155,7 +158,10 @@ pub(crate) fn release() {
 pub(crate) fn start(config: &'static Config) {
     let _bypass = Bypass::new();
     own::expect_thread();
+    // Libc's signal waits until the thread is noted.
+    let _blocked = Blocked::new();
     RUNS.store(true, Ordering::Relaxed);
+    ENDS.store(false, Ordering::Relaxed);
     let started = std::thread::Builder::new()
         .name("userswap".into())
         // Larger than any that libc keeps from threads of the program, in memory that may be swapped.
@@ -163,8 +169,8 @@ pub(crate) fn start(config: &'static Config) {
         .spawn(move || {
             // For good: nothing this thread does is the program's.
             std::mem::forget(Bypass::new());
-            Blocked::forever();
             own::note_thread();
+            Blocked::forever();
             watch(config);
         });
     if started.is_err() {
@@ -182,6 +188,20 @@ pub(crate) fn no_monitor() {
 /// The engine cannot be had in this process, which has been said.
 pub(crate) fn give_up() {
     REFUSED.store(true, Ordering::Relaxed);
+}
+
+/// Has the monitor end, until [`start`]. `false`: there is none, or an engine, which needs it.
+pub(crate) fn end() -> bool {
+    hold();
+    let may_end = RUNS.load(Ordering::Relaxed) && state::engine().is_none() && !is_confined();
+    // Relaxed: `AT_WORK` orders it.
+    ENDS.store(may_end, Ordering::Relaxed);
+    release();
+    if may_end {
+        no_monitor();
+        look_now();
+    }
+    may_end
 }
 
 /// The program is about to confine its own system calls, and ours with them. `all_threads`: those of every thread.
@@ -282,6 +302,9 @@ fn watch(config: &'static Config) {
             }
         }
         hold();
+        if ENDS.load(Ordering::Relaxed) {
+            return release();
+        }
         let pause = {
             let resident = kept::resident_bytes().unwrap_or(0);
             let limit = tree.map_or(config.limit, |tree| {

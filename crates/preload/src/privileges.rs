@@ -43,12 +43,12 @@ struct Header {
 
 /// A thread of the program has made `call`, one of [`CHANGES`], with success.
 pub(crate) fn changed(call: &Call) {
-    // A child that borrows this memory (vfork) changes its own.
-    if !exit::is_owner() {
-        return;
-    }
     let changes_bits = [libc::PR_SET_KEEPCAPS, libc::PR_SET_SECUREBITS];
     if call.nr as c_long == libc::SYS_prctl && !changes_bits.contains(&(call.args[0] as i32)) {
+        return;
+    }
+    // A child that borrows this memory (vfork) changes its own.
+    if !exit::is_owner() {
         return;
     }
     let bits = prctl(libc::PR_GET_SECUREBITS, 0);
@@ -69,37 +69,46 @@ pub(crate) fn take_over() {
     if thread == 0 {
         return;
     }
+    // One that has ended left the others as they are.
+    let process = make(libc::SYS_getpid, [0; 3]) as usize;
+    let is_there = make(libc::SYS_tgkill, [process, thread as usize, 0]) == 0;
+    let thread = if is_there { thread } else { process as u32 };
+    // Each set in two words: effective, permitted, inheritable, and again.
+    let mut sets = [0; 6];
+    // All that it may have in effect, for what comes next.
+    if capabilities(libc::SYS_capget, 0, &mut sets) {
+        (sets[0], sets[3]) = (sets[1], sets[4]);
+        capabilities(libc::SYS_capset, 0, &mut sets);
+    }
     let bits = SECUREBITS.load(Ordering::Relaxed);
     if prctl(libc::PR_SET_SECUREBITS, bits) != 0 {
         // All that a thread may change without privileges.
         let keep = bits & libc::SECBIT_KEEP_CAPS as usize != 0;
         prctl(libc::PR_SET_KEEPCAPS, usize::from(keep));
     }
-    let mut sets = [0_u32; 6];
-    let mut of = |call: c_long, thread: u32| {
-        let header = Header {
-            version: VERSION,
-            thread,
-        };
-        let arguments = [
-            &raw const header as usize,
-            sets.as_mut_ptr() as usize,
-            0,
-            0,
-            0,
-            0,
-        ];
-        // SAFETY: reads the header, and reads or writes the three sets of two words; the capabilities are this thread's own.
-        unsafe { raw::make(&Call::new(call as usize, arguments)) }
-    };
-    // Refused where the thread has ended.
-    if of(libc::SYS_capget, thread) == 0 {
-        of(libc::SYS_capset, 0);
+    if capabilities(libc::SYS_capget, thread, &mut sets) {
+        capabilities(libc::SYS_capset, 0, &mut sets);
     }
 }
 
+/// Asks for the capabilities of a thread, or sets those of the calling one (0). Whether that may be.
+fn capabilities(call: c_long, thread: u32, sets: &mut [u32; 6]) -> bool {
+    let header = Header {
+        version: VERSION,
+        thread,
+    };
+    let arguments = [&raw const header as usize, sets.as_mut_ptr() as usize, 0];
+    make(call, arguments) == 0
+}
+
 fn prctl(option: i32, argument: usize) -> isize {
-    let arguments = [option as usize, argument, 0, 0, 0, 0];
-    // SAFETY: the options used here read and write no memory.
-    unsafe { raw::make(&Call::new(libc::SYS_prctl as usize, arguments)) }
+    make(libc::SYS_prctl, [option as usize, argument, 0])
+}
+
+/// Makes a call of ours about privileges: of a thread's own, or a question.
+fn make(call: c_long, arguments: [usize; 3]) -> isize {
+    let [first, second, third] = arguments;
+    let arguments = [first, second, third, 0, 0, 0];
+    // SAFETY: of the calls made here only capget and capset use memory, a header and three sets of two words, which the caller has.
+    unsafe { raw::make(&Call::new(call as usize, arguments)) }
 }

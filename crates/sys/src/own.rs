@@ -55,7 +55,7 @@ pub fn thread_is_coming() -> bool {
 /// variables, which libc keeps in the program's heap.
 pub fn note_thread() {
     let me = crate::cpu::thread();
-    // A number that finds no place only loses `is_thread`.
+    // A number that finds no place loses `is_thread`: its faults are put off like the program's, and it keeps its privileges.
     THREADS.iter().find(|place| {
         place
             .compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed)
