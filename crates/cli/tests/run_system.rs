@@ -111,7 +111,7 @@ fn a_program_with_one_thread_may_have_a_namespace_for_users() {
     if !native.success() {
         return skip(test, "this host has no namespaces for users");
     }
-    for user in [User::Any, User::InThreads, User::Unprivileged] {
+    for user in [User::Any, User::InThreads] {
         let Some(swapping) = check(user, "user", &[32], &["namespace"]) else {
             return;
         };

@@ -9,7 +9,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use userswap_core::page_table::CHUNK_PAGES;
-use userswap_sys::signals::Blocked;
 use userswap_sys::timing::now_ns;
 use userswap_sys::{cpu, inject};
 
@@ -126,7 +125,6 @@ impl Crew {
                 format!("userswap-in-{number}"),
                 "start a read-ahead thread",
                 move || {
-                    Blocked::forever();
                     while let Some(region) = shared.help_wanted.next() {
                         shared.help(region);
                     }

@@ -8,7 +8,6 @@ use userswap_core::device::PAGE_SIZE;
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_core::space::SpaceError;
 use userswap_core::{Access, FaultError, Gate, Mm, Swap};
-use userswap_sys::signals::Blocked;
 use userswap_sys::timing::now_ns;
 use userswap_sys::{futex, own};
 
@@ -180,8 +179,6 @@ impl StartLine {
     /// Called by each thread of the engine first of all.
     pub(crate) fn pass(&self) {
         own::note_thread();
-        // From here on libc may have it change its user, which those who know it as ours see to.
-        Blocked::forever();
         self.arrived.fetch_add(1, Ordering::Release);
         futex::wake_all(&self.arrived);
         while self.open.load(Ordering::Acquire) == 0 {

@@ -14,7 +14,7 @@ pub(crate) const STACK_BYTES: usize = 72 << 20;
 /// Why joining one cannot fail.
 pub(crate) const ENDS_WELL: &str = "a thread that panics ends the process";
 
-/// Starts a thread of the engine, with all signals blocked but those that tell of faults. `what` it is called where it cannot be started.
+/// Starts a thread of the engine. `what` it is called where it cannot be started.
 pub(crate) fn start(
     name: String,
     what: &'static str,
@@ -22,12 +22,12 @@ pub(crate) fn start(
 ) -> Result<JoinHandle<()>, Error> {
     // Those of an engine over a whole process note themselves; nobody asks about the others.
     own::expect_thread();
-    // It begins with the same mask: libc's signal, too, waits until it is noted. See `StartLine::pass`.
-    let _blocked = Blocked::new();
+    // It has the same mask from its start on: by that it is known before it has noted itself.
+    let _blocked = Blocked::but_libcs();
     std::thread::Builder::new()
         .name(name)
         .stack_size(STACK_BYTES)
-        .spawn(|| guarded(body))
+        .spawn(|| run(body))
         .map_err(|error| {
             own::expect_no_thread();
             Error::System {
@@ -37,15 +37,9 @@ pub(crate) fn start(
         })
 }
 
-/// Runs a thread's body, with all signals blocked but libc's own.
-pub(crate) fn run(body: impl FnOnce()) {
-    Blocked::forever();
-    guarded(body);
-}
-
 /// Runs a thread's body. A panic in it ends the process: whatever the thread had in hand (a page it had pinned, a fault
 /// it had read) nobody else would finish, and threads of the program would wait for it without end and without a word.
-fn guarded(body: impl FnOnce()) {
+pub(crate) fn run(body: impl FnOnce()) {
     struct Last;
     impl Drop for Last {
         fn drop(&mut self) {
@@ -61,5 +55,6 @@ fn guarded(body: impl FnOnce()) {
         }
     }
     let _last = Last;
+    Blocked::forever();
     body();
 }

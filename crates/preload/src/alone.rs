@@ -6,12 +6,12 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use libc::c_long;
-use userswap_hook::Bypass;
+use libc::{c_int, c_long};
+use userswap_hook::{Bypass, Call};
 use userswap_sys::own;
 use userswap_sys::signals::Blocked;
 
-use crate::{exit, monitor, state};
+use crate::{exit, monitor, privileges, state};
 
 /// The calls.
 pub(crate) const CALLS: [c_long; 2] = [libc::SYS_unshare, libc::SYS_setns];
@@ -21,10 +21,18 @@ const END_WAIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_micros(100);
 
 /// Has `make` make such a call.
-pub(crate) fn make_alone(make: impl Fn() -> isize) -> isize {
+pub(crate) fn make_alone(call: &Call, make: impl Fn() -> isize) -> isize {
+    const WANT_ONE: c_int =
+        libc::CLONE_NEWUSER | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM;
     let result = make();
-    let is_refused = result == -(libc::EINVAL as isize);
-    if !is_refused || !exit::is_owner() || state::engine().is_some() {
+    let refusals = [libc::EINVAL, libc::EUSERS].map(|errno| -(errno as isize));
+    let may_want_one =
+        call.nr as c_long == libc::SYS_setns || call.args[0] as c_int & WANT_ONE != 0;
+    if !may_want_one
+        || !refusals.contains(&result)
+        || !exit::is_owner()
+        || state::engine().is_some()
+    {
         return result;
     }
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
@@ -45,6 +53,8 @@ pub(crate) fn make_alone(make: impl Fn() -> isize) -> isize {
     // They are all that was noted; the next one may get the same number.
     own::forget_threads();
     let result = make();
+    // Its own are all there are, and another namespace may have changed them.
+    privileges::only_this_thread();
     monitor::start(config);
     result
 }

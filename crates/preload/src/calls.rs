@@ -76,7 +76,7 @@ impl Handlers for Calls {
     }
 
     fn before_bypassed(&self, call: &Call) {
-        if privileges::EVERYWHERE.contains(&(call.nr as c_long)) && own::is_thread(cpu::thread()) {
+        if privileges::EVERYWHERE.contains(&(call.nr as c_long)) && is_ours() {
             privileges::take_over();
         }
     }
@@ -190,6 +190,11 @@ impl Handlers for Calls {
     }
 }
 
+/// Whether the calling thread is ours, be it that it has not said so yet.
+fn is_ours() -> bool {
+    own::is_thread(cpu::thread()) || own::thread_is_coming() && Blocked::as_a_thread_of_ours()
+}
+
 /// What is looked at follows from who handles faults now.
 pub(crate) fn look_again() {
     if state::sees_all() {
@@ -279,7 +284,7 @@ fn change_process(call: &mut Call) -> Decision {
             }
         }
         number if alone::CALLS.contains(&number) => {
-            Decision::Return(alone::make_alone(|| make(call)))
+            Decision::Return(alone::make_alone(call, || make(call)))
         }
         number if special::CALLS.contains(&number) => special::before(call),
         libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {

@@ -129,5 +129,6 @@ extern "C" fn in_child() {
         monitor::give_up();
     }
     calls::look_again();
+    monitor::may_start();
     monitor::start(config);
 }

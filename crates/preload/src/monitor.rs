@@ -33,6 +33,9 @@ static FORKED: AtomicBool = AtomicBool::new(false);
 /// The engine cannot be had in this process, and that was said.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
+/// That is because no thread can be started in it.
+static NO_THREAD: AtomicBool = AtomicBool::new(false);
+
 /// There is a monitor in this process, or will be at once.
 static RUNS: AtomicBool = AtomicBool::new(false);
 
@@ -158,8 +161,8 @@ pub(crate) fn release() {
 pub(crate) fn start(config: &'static Config) {
     let _bypass = Bypass::new();
     own::expect_thread();
-    // Libc's signal waits until the thread is noted.
-    let _blocked = Blocked::new();
+    // As for the engine's threads.
+    let _blocked = Blocked::but_libcs();
     RUNS.store(true, Ordering::Relaxed);
     ENDS.store(false, Ordering::Relaxed);
     let started = std::thread::Builder::new()
@@ -169,12 +172,13 @@ pub(crate) fn start(config: &'static Config) {
         .spawn(move || {
             // For good: nothing this thread does is the program's.
             std::mem::forget(Bypass::new());
-            own::note_thread();
             Blocked::forever();
+            own::note_thread();
             watch(config);
         });
     if started.is_err() {
         no_monitor();
+        NO_THREAD.store(true, Ordering::Relaxed);
         own::expect_no_thread();
         refuse("no thread can be started");
     }
@@ -185,6 +189,13 @@ pub(crate) fn no_monitor() {
     RUNS.store(false, Ordering::Relaxed);
 }
 
+/// In a child of fork: where its parent could start no thread, it may.
+pub(crate) fn may_start() {
+    if NO_THREAD.swap(false, Ordering::Relaxed) {
+        REFUSED.store(false, Ordering::Relaxed);
+    }
+}
+
 /// The engine cannot be had in this process, which has been said.
 pub(crate) fn give_up() {
     REFUSED.store(true, Ordering::Relaxed);
@@ -192,6 +203,10 @@ pub(crate) fn give_up() {
 
 /// Has the monitor end, until [`start`]. `false`: there is none, or an engine, which needs it.
 pub(crate) fn end() -> bool {
+    // In a signal handler of a thread that forks, say.
+    if FORKER.load(Ordering::Relaxed) == cpu::thread() {
+        return false;
+    }
     hold();
     let may_end = RUNS.load(Ordering::Relaxed) && state::engine().is_none() && !is_confined();
     // Relaxed: `AT_WORK` orders it.

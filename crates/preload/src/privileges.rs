@@ -86,7 +86,9 @@ pub(crate) fn take_over() {
         let keep = bits & libc::SECBIT_KEEP_CAPS as usize != 0;
         prctl(libc::PR_SET_KEEPCAPS, usize::from(keep));
     }
-    if capabilities(libc::SYS_capget, thread, &mut sets) {
+    if capabilities(libc::SYS_capget, thread, &mut sets)
+        || capabilities(libc::SYS_capget, process as u32, &mut sets)
+    {
         capabilities(libc::SYS_capset, 0, &mut sets);
     }
 }

@@ -5,6 +5,9 @@ use std::marker::PhantomData;
 /// The signal by which libc has all threads change their user and groups.
 const SETXID: u32 = 33;
 
+/// The signal by which libc ends one.
+const CANCEL: u32 = 32;
+
 /// While it lives, no signal that can wait is delivered to this thread.
 ///
 /// For calls into the engine from outside a fault: a program's own handler that interrupted them could touch swapped
@@ -26,11 +29,33 @@ impl Blocked {
         }
     }
 
+    /// Blocks them but for libc's own: while a thread of ours is started, which begins with the same mask. Whoever starts it
+    /// may wait for a lock of libc that is held until all threads have changed their user.
+    pub fn but_libcs() -> Self {
+        Blocked {
+            before: super::chain::set_mask(of_ours()),
+            not_send: PhantomData,
+        }
+    }
+
     /// Blocks them on this thread for good: for threads of the engine, which run no handlers of the program's. But
     /// one: libc has every thread change its user and groups by a signal of its own, and waits until all have.
     pub fn forever() {
-        super::chain::set_mask(!super::unblockable() & !(1 << (SETXID - 1)));
+        super::chain::set_mask(of_ours());
     }
+
+    /// Whether the calling thread has blocked what a thread of ours has blocked from its start on.
+    #[must_use]
+    pub fn as_a_thread_of_ours() -> bool {
+        // Libc opens this one in every thread that it starts.
+        let ours = of_ours() & !(1 << (CANCEL - 1));
+        blocked() & ours == ours
+    }
+}
+
+/// What threads of ours block.
+fn of_ours() -> u64 {
+    !super::unblockable() & !(1 << (SETXID - 1))
 }
 
 impl Default for Blocked {
@@ -57,7 +82,9 @@ mod tests {
     #[test]
     fn a_thread_of_ours_lets_libc_change_its_user() {
         let mask = std::thread::spawn(|| {
+            assert!(!Blocked::as_a_thread_of_ours());
             Blocked::forever();
+            assert!(Blocked::as_a_thread_of_ours());
             blocked()
         });
         let mask = mask.join().expect("it ends");
