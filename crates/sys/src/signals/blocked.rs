@@ -47,8 +47,11 @@ impl Blocked {
     /// Whether the calling thread has blocked what a thread of ours has blocked from its start on.
     #[must_use]
     pub fn as_a_thread_of_ours() -> bool {
-        // Libc opens this one in every thread that it starts.
-        let ours = of_ours() & !(1 << (CANCEL - 1));
+        // Libc opens the first in every thread that it starts, and nobody blocks the others.
+        let never = [CANCEL, libc::SIGKILL as u32, libc::SIGSTOP as u32];
+        let ours = never
+            .iter()
+            .fold(of_ours(), |mask, signal| mask & !(1 << (signal - 1)));
         blocked() & ours == ours
     }
 }
