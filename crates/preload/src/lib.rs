@@ -116,6 +116,8 @@ extern "C" fn in_child() {
         return;
     }
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    // Before what may give up once more.
+    monitor::may_start();
     kept::open_all();
     if let Some(process) = state::engine()
         && let Err(error) = state::while_starting(|| process.start_threads())
@@ -129,6 +131,5 @@ extern "C" fn in_child() {
         monitor::give_up();
     }
     calls::look_again();
-    monitor::may_start();
     monitor::start(config);
 }
