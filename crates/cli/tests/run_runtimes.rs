@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use support::limited::{User, compiled, folder, possible, possible_with, same_for, same_within};
-use support::outcome;
 use support::programs::possible_for;
+use support::{outcome, records};
 
 #[test]
 fn java_collects_garbage_throws_and_starts_programs() {
@@ -132,5 +132,24 @@ fn memory_shared_with_a_child_leaves_memory() {
     assert_eq!(stdout, String::from_utf8_lossy(&native.stdout));
     for who in ["child", "parent"] {
         assert!(stderr.contains(&format!("{who}: 0 eighths")), "{stderr}");
+    }
+}
+
+/// The tables of memory that lies in many places count, too, and are small.
+#[test]
+fn memory_in_many_places_stays_within_the_limit() {
+    const LIMIT: u64 = 60;
+    let test = "memory_in_many_places_stays_within_the_limit";
+    if !possible(test) {
+        return;
+    }
+    let folder = folder(test);
+    // It needs 127 MiB.
+    same_within(test, &folder, &[LIMIT], &[&compiled("scattered")]);
+    let lines = folder.join(format!("{test}.{}.{LIMIT}.json", User::Any.name()));
+    let lines = std::fs::read_to_string(lines).expect("statistics");
+    for record in records(&lines) {
+        let most = record["most_resident_bytes"].as_u64().expect("a number");
+        assert!(most <= (LIMIT + 8) << 20, "{record}");
     }
 }

@@ -11,7 +11,7 @@
 //! Waiting on an entry ([`crate::waiters`]) happens with none of them held, and so does device I/O,
 //! except that its caller owns the cache flags of the slots concerned.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::area::SwapArea;
 use crate::around::Around;
@@ -42,17 +42,27 @@ pub struct Mm<S> {
     pub table: PageTable,
     /// The memory.
     pub space: S,
-    pub(crate) around: Around,
+    pub(crate) around: Arc<Around>,
 }
 
 impl<S: AddressSpace> Mm<S> {
     /// An address space of `pages` pages, none of them written yet. `fault_around`: how many pages a
     /// fault brings in, or `None` to adapt.
     pub fn new(space: S, pages: usize, fault_around: Option<usize>) -> Self {
+        Self::with(space, pages, Arc::new(Around::new(fault_around)))
+    }
+
+    /// As [`Self::new`], for another part of the same memory as `other`: what is learned in one, whether neighbours of faulting
+    /// pages are used, holds in both.
+    pub fn beside(other: &Self, space: S, pages: usize) -> Self {
+        Self::with(space, pages, Arc::clone(&other.around))
+    }
+
+    fn with(space: S, pages: usize, around: Arc<Around>) -> Self {
         Self {
             table: PageTable::new(pages),
             space,
-            around: Around::new(fault_around),
+            around,
         }
     }
 

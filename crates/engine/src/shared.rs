@@ -213,12 +213,16 @@ impl StartLine {
 impl RegionMemory {
     /// A region of `space`, known to nobody yet.
     pub(crate) fn new(space: RealSpace, shared: &Arc<Shared>) -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let pages = space.len() / PAGE_SIZE;
+        Self::of(Mm::new(space, pages, shared.fault_around.pages()), shared)
+    }
+
+    fn of(mm: Mm<RealSpace>, shared: &Arc<Shared>) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         Self {
             // Relaxed: only distinctness matters.
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            mm: Mm::new(space, pages, shared.fault_around.pages()),
+            mm,
             gate: Gate::default(),
             stream: Stream::default(),
             delivered: AtomicUsize::new(0),
@@ -226,11 +230,22 @@ impl RegionMemory {
         }
     }
 
-    /// A window on the program's own memory.
-    pub(crate) fn window(base: usize, len: usize, shared: &Arc<Shared>) -> Self {
+    /// A window on the program's own memory, like the one `beside` it, if there is one.
+    pub(crate) fn window(
+        base: usize,
+        len: usize,
+        beside: Option<&Self>,
+        shared: &Arc<Shared>,
+    ) -> Self {
         let frames = Arc::clone(shared.swap.frames());
         let space = RealSpace::window(base, len, Arc::clone(&shared.uffd), frames);
-        Self::new(space, shared)
+        match beside {
+            Some(other) => {
+                let pages = space.len() / PAGE_SIZE;
+                Self::of(Mm::beside(&other.mm, space, pages), shared)
+            }
+            None => Self::new(space, shared),
+        }
     }
 
     /// Makes an access to `page` succeed on its next try.

@@ -11,8 +11,13 @@ use userswap_core::page_table::CHUNK_PAGES;
 
 use crate::shared::RegionMemory;
 
-/// Bytes of a window; windows lie at its multiples.
-pub(crate) const WINDOW_BYTES: usize = 1 << 30;
+/// Bytes of a window; windows lie at its multiples. One takes some 20 KiB for its first page, more than half of that for its
+/// chunks' locks: programs that map their memory in many places (V8 draws each 256 KiB at random) have hundreds. The words, 256 KiB,
+/// are just large enough for a mapping of their own, which takes memory only where it is touched.
+pub(crate) const WINDOW_BYTES: usize = 128 << 20;
+
+/// Bytes within which windows share what is learned about faults.
+const SHARED_BYTES: usize = 1 << 30;
 
 /// User addresses are below this.
 const ADDRESSES: usize = 1 << 47;
@@ -26,6 +31,13 @@ pub(crate) fn find(address: usize) -> Option<&'static RegionMemory> {
     let window = TABLE.get(address / WINDOW_BYTES)?.load(Ordering::Acquire);
     // SAFETY: null, or from `publish`: a window that is never freed.
     unsafe { window.as_ref() }
+}
+
+/// A window near `address`, where there is one, of memory that is likely used alike.
+pub(crate) fn near(address: usize) -> Option<&'static RegionMemory> {
+    let first = address / SHARED_BYTES * SHARED_BYTES;
+    let mut bases = (first..first + SHARED_BYTES).step_by(WINDOW_BYTES);
+    bases.find_map(find)
 }
 
 /// Whether the page at `address` is taken on.

@@ -115,7 +115,9 @@ impl Process {
             return window;
         }
         let base = address / WINDOW_BYTES * WINDOW_BYTES;
-        let window = Arc::new(RegionMemory::window(base, WINDOW_BYTES, &self.shared));
+        let beside = windows::near(base);
+        let window = RegionMemory::window(base, WINDOW_BYTES, beside, &self.shared);
+        let window = Arc::new(window);
         windows::publish(Arc::clone(&window));
         self.shared.list(window);
         windows::find(address).expect("just made")
