@@ -65,6 +65,14 @@ pub(crate) struct Budget {
     floored: AtomicBool,
 }
 
+/// A limit that processes share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whole {
+    pub(crate) bytes: u64,
+    /// Whether it can be held with so many bytes in use here.
+    pub(crate) can_be_held: fn(u64) -> bool,
+}
+
 /// How full the budget is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {

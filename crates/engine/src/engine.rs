@@ -12,7 +12,7 @@ use userswap_sys::uffd::{Open, OpenError, Uffd};
 use userswap_sys::{cpu, host};
 
 use crate::Error;
-use crate::budget::Budget;
+use crate::budget::{Budget, Whole};
 use crate::crew::{Crew, HelpWanted};
 use crate::density::Density;
 use crate::fault::{self, Handlers};
@@ -50,6 +50,7 @@ pub struct EngineBuilder {
     way: Way,
     fault_around: FaultAround,
     strict: bool,
+    whole: Option<Whole>,
     policy: Policy,
     #[cfg(feature = "break-rules")]
     rules: userswap_core::rule::Rules,
@@ -112,6 +113,14 @@ impl EngineBuilder {
     /// going over it. Default: no.
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
+        self
+    }
+
+    /// The limit is a share of `bytes`, which processes have together. Going over a share is no news, and no reason to kill a
+    /// process that is strict, as long as `can_be_held` says that the whole can be held with so many bytes in use here. It is
+    /// called from signal handlers, too.
+    pub fn shares_limit(mut self, bytes: u64, can_be_held: fn(u64) -> bool) -> Self {
+        self.whole = Some(Whole { bytes, can_be_held });
         self
     }
 
@@ -193,6 +202,7 @@ impl EngineBuilder {
             in_threads: AtomicBool::new(mode == FaultMode::Thread),
             fault_around: self.fault_around,
             strict: self.strict,
+            whole: self.whole,
             uffd: Arc::new(Registrar::new(uffd)),
             // Room for all: a push never allocates while a fault waits for the lock.
             regions: RwLock::new(Vec::with_capacity(registry::ROWS)),
@@ -442,6 +452,7 @@ impl Engine {
             way: Way::Direct,
             fault_around: FaultAround::Adaptive,
             strict: false,
+            whole: None,
             policy: Policy::Recency,
             #[cfg(feature = "break-rules")]
             rules: userswap_core::rule::Rules::ALL_KEPT,

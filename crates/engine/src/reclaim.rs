@@ -150,22 +150,36 @@ impl Shared {
         if self.find_room(pages) {
             return;
         }
-        if self.strict {
-            let limit = self.budget.limit().unwrap_or(u64::MAX);
+        let used = self.used_bytes();
+        let needed = used + pages * PAGE_SIZE as u64;
+        if self.strict && !self.may_be_held(needed) {
+            let limit = self.whole_limit();
             stderr_line(format_args!(
                 "userswap: the limit of {limit} bytes cannot be held, and is strict: ending the process"
             ));
             userswap_sys::kill_process();
         }
-        self.budget.exceed(self.used_bytes(), now_ns());
+        self.budget.exceed(used, now_ns());
         self.budget.force(pages);
-        self.tell_exceeded();
+        self.tell_exceeded(needed);
     }
 
-    /// Says, once, that the limit cannot be held.
-    pub(crate) fn tell_exceeded(&self) {
-        if self.budget.warn() {
-            let limit = self.budget.limit().unwrap_or(u64::MAX);
+    /// Whether others may make room where this process cannot do with less than `needed` bytes.
+    fn may_be_held(&self, needed: u64) -> bool {
+        let whole = self.whole.as_ref();
+        whole.is_some_and(|whole| (whole.can_be_held)(needed))
+    }
+
+    /// The limit, in bytes, or what it is a share of.
+    fn whole_limit(&self) -> u64 {
+        let own = || self.budget.limit().unwrap_or(u64::MAX);
+        self.whole.as_ref().map_or_else(own, |whole| whole.bytes)
+    }
+
+    /// Says, once, that the limit cannot be held with `used` bytes in use.
+    pub(crate) fn tell_exceeded(&self, used: u64) {
+        if !self.may_be_held(used) && self.budget.warn() {
+            let limit = self.whole_limit();
             let advice = if self
                 .swap
                 .open_areas()

@@ -11,7 +11,7 @@ use userswap_core::{Access, FaultError, Gate, Mm, Swap};
 use userswap_sys::timing::now_ns;
 use userswap_sys::{futex, own};
 
-use crate::budget::{Budget, Level};
+use crate::budget::{Budget, Level, Whole};
 use crate::crew::HelpWanted;
 use crate::density::Density;
 use crate::frames::FramePool;
@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) fault_around: FaultAround,
     /// The limit is not to be exceeded, whatever it costs.
     pub(crate) strict: bool,
+    /// What the limit is a share of.
+    pub(crate) whole: Option<Whole>,
     pub(crate) policy: Policy,
     /// The userfaultfd of regions.
     pub(crate) uffd: Arc<Registrar>,
@@ -452,7 +454,7 @@ impl Shared {
                 self.budget.ease(used, now_ns());
             }
             if self.budget.is_news(used) {
-                self.tell_exceeded();
+                self.tell_exceeded(used);
             }
             if self.budget.level(others) == Level::Tight {
                 self.reclaimer.ring();

@@ -125,12 +125,17 @@ pub(crate) fn resident_and_file_bytes() -> Option<(u64, u64)> {
     Some((resident * PAGE_SIZE as u64, of_files * PAGE_SIZE as u64))
 }
 
-/// What the process has in memory, shared pages counted by their share, in bytes.
-pub(crate) fn proportional_bytes() -> Option<u64> {
+/// What the process has in memory, pages that it shares counted by parts, and what of it belongs to files or is shared memory, in
+/// bytes.
+pub(crate) fn proportional_bytes() -> Option<(u64, u64)> {
     let text = SUMS.read()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kib: u64 = line.trim().split(' ').next()?.parse().ok()?;
-    Some(kib << 10)
+    let bytes = |name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = line.trim().split(' ').next()?.parse().ok()?;
+        Some(kib << 10)
+    };
+    let (all, anonymous) = (bytes("Pss:")?, bytes("Pss_Anon:")?);
+    Some((all, all.saturating_sub(anonymous)))
 }
 
 #[cfg(test)]
@@ -145,7 +150,8 @@ mod tests {
         let more = vec![1_u8; 128 << 20];
         let after = resident_bytes().expect("a number");
         assert!(after >= before + (64 << 20), "{before} {after}");
-        assert!(proportional_bytes().expect("a number") > 30 << 20);
+        let (all, files) = proportional_bytes().expect("numbers");
+        assert!(all > (30 << 20) + files && files > 0, "{all} {files}");
         drop(more);
         let first = numbers();
         open_all();

@@ -1,9 +1,9 @@
 //! The library that `userswap run` loads into a program: keeps the process under a memory limit by swapping its own
 //! memory, without the program's knowledge.
 //!
-//! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `tree` (the
-//! limit shared with other processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine
-//! runs), `kept` (files about the process), `files` (pages of files leave first), `exit` (what is said at the end), `privileges`
+//! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `share` (how
+//! a limit is shared), `tree` (with which processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine
+//! runs), `kept` (files about the process), `counted` (what of its memory counts), `files` (pages of files leave first), `exit` (what is said at the end), `privileges`
 //! (our threads have the program's), `monitor` (the thread that watches memory use), `alone` (calls that want one thread); for
 //! inline mode `stop` (where it cannot be), `alternate` (stacks for handlers), `threads` (what is known of each), `memory` (what
 //! system calls use), `noted` (calls before the engine starts), `pieces` (large reads and writes), `masks` (SIGBUS); `rings`
@@ -14,6 +14,7 @@ mod alone;
 mod alternate;
 mod calls;
 pub mod config;
+mod counted;
 mod exit;
 mod files;
 mod forks;
@@ -27,6 +28,7 @@ mod pieces;
 mod privileges;
 mod raw;
 mod rings;
+pub mod share;
 mod special;
 mod stacks;
 mod state;

@@ -13,7 +13,9 @@ use userswap_sys::signals::{self, Blocked, stderr_line};
 use userswap_sys::{cpu, futex, mapping, own};
 
 use crate::config::Config;
+use crate::counted::{Counted, Shared};
 use crate::files::Files;
+use crate::share::{Gives, Part};
 use crate::tree::Tree;
 use crate::{calls, exit, kept, maps, masks, noted, stacks, state, stop};
 
@@ -86,6 +88,13 @@ pub(crate) fn look_now() {
 /// What the program, which waits for the engine, may have in memory soon, in bytes.
 static SOON: AtomicU64 = AtomicU64::new(0);
 
+/// What the program may have before an engine starts to make room, in bytes, when the monitor last looked: one starts near half of
+/// it.
+static AT_FIRST: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Bytes in memory that count as other processes' of the tree.
+static OF_OTHERS: AtomicU64 = AtomicU64::new(0);
+
 /// The engine has taken on what the program had. What a call begins to use before that is left to the system, however large.
 static HAS_TAKEN_ON: AtomicBool = AtomicBool::new(false);
 
@@ -105,13 +114,14 @@ pub(crate) fn grew(bytes: usize) {
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
     // What has just been mapped may be used at once.
     let soon = kept::resident_bytes().unwrap_or(0) + bytes as u64;
-    if soon < config.limit / 2 {
+    let at_first = || AT_FIRST.load(Ordering::Relaxed).min(config.limit);
+    if soon < at_first() / 2 {
         return;
     }
     SOON.fetch_max(soon, Ordering::Relaxed);
     look_now();
     let since = Instant::now();
-    while soon > config.limit / 4 * 3
+    while soon > at_first() / 4 * 3
         && !HAS_TAKEN_ON.load(Ordering::Acquire)
         && !REFUSED.load(Ordering::Relaxed)
         && since.elapsed() < START_WAIT
@@ -264,6 +274,7 @@ pub(crate) fn refuse(why: &str) {
             std::process::id()
         ));
     }
+    TREE.get().inspect(|tree| tree.give_nothing());
     // For good: there will be no engine. Not where a call of ours could be the end of the process.
     if state::sees_all() && state::engine().is_none() && !is_confined() {
         noted::begin();
@@ -306,7 +317,7 @@ pub(crate) fn ask(process: u32) {
 
 fn watch(config: &'static Config) {
     let tree = TREE.get();
-    let mut own = OwnPart::default();
+    let mut counted = Counted::default();
     let mut files = Files::new();
     loop {
         let look = LOOK.load(Ordering::Relaxed);
@@ -321,26 +332,36 @@ fn watch(config: &'static Config) {
             return release();
         }
         let pause = {
-            let resident = kept::resident_bytes().unwrap_or(0);
-            let limit = tree.map_or(config.limit, |tree| {
-                let counted = own.bytes(resident);
-                tree.tell(counted);
+            let (resident, of_files) = kept::resident_and_file_bytes().unwrap_or((0, 0));
+            let (limit, at_first) = tree.map_or((config.limit, config.limit), |tree| {
+                let is_shared = Shared {
+                    anonymous: FORKED.load(Ordering::Relaxed),
+                    files: tree.has_others(),
+                };
+                let bytes = counted.bytes(resident, of_files, is_shared);
+                let gives = gives();
+                tree.tell(Part { bytes, gives });
+                let share = tree.share(config.limit);
                 // What others count need not be counted here.
-                let share = tree.share(config.limit) + (resident - counted);
-                share.min(config.limit)
+                let of_others = resident - bytes;
+                OF_OTHERS.store(of_others, Ordering::Relaxed);
+                [share.bytes, share.at_first]
+                    .map(|bytes| (bytes + of_others).min(config.limit))
+                    .into()
             });
+            AT_FIRST.store(at_first, Ordering::Relaxed);
             let is_asked = tree.is_some_and(Tree::is_asked);
             if is_asked {
                 stop::note_inline(stop::Why::Read);
             }
             let pause = match state::engine() {
-                None if resident.max(SOON.load(Ordering::Relaxed)) > limit / 2
+                None if resident.max(SOON.load(Ordering::Relaxed)) > at_first / 2
                     && !REFUSED.load(Ordering::Relaxed) =>
                 {
                     begin(config, limit);
                     SHORTEST
                 }
-                None => pause(limit / 2, resident),
+                None => pause(at_first / 2, resident),
                 Some(process) => {
                     if SEARCH.swap(false, Ordering::Relaxed) {
                         take_on(process);
@@ -371,33 +392,23 @@ fn watch(config: &'static Config) {
     }
 }
 
-/// How much of this process's memory counts as its own: what it shares with a child of fork, or its parent, counts by
-/// halves.
-#[derive(Default)]
-struct OwnPart {
-    asked: Option<Instant>,
-    /// Of 1024 bytes.
-    share: u64,
-    /// How long to go by the last answer.
-    pause: Duration,
+/// Whether this process can give up memory.
+fn gives() -> Gives {
+    if REFUSED.load(Ordering::Relaxed) {
+        Gives::Nothing
+    } else if state::engine().is_some_and(Process::is_over_limit) {
+        Gives::NoMore
+    } else {
+        Gives::Up
+    }
 }
 
-impl OwnPart {
-    /// Of `resident` bytes, those that count.
-    fn bytes(&mut self, resident: u64) -> u64 {
-        if !FORKED.load(Ordering::Relaxed) {
-            return resident;
-        }
-        if self.asked.is_none_or(|asked| asked.elapsed() >= self.pause) {
-            let start = Instant::now();
-            let proportional = kept::proportional_bytes().unwrap_or(resident);
-            self.share = proportional.saturating_mul(1024) / resident.max(1);
-            // The system walks all pages for the answer: at most a fiftieth of the time is spent on it.
-            self.pause = LONGEST.max(start.elapsed() * 50);
-            self.asked = Some(Instant::now());
-        }
-        resident / 1024 * self.share.min(1024)
-    }
+/// Whether the limit that the tree shares can be held with `used` bytes in use here.
+fn can_be_held(used: u64) -> bool {
+    let own = used.saturating_sub(OF_OTHERS.load(Ordering::Relaxed));
+    let (tree, config) = (TREE.get(), exit::config());
+    tree.zip(config)
+        .is_some_and(|(tree, config)| tree.can_be_held(config.limit, own))
 }
 
 /// This process was made by fork, or has forked.
@@ -441,6 +452,10 @@ fn begin(config: &Config, limit: u64) {
         .faults(config.faults)
         .policy(config.policy)
         .strict(config.strict);
+    let builder = match TREE.get() {
+        Some(_) => builder.shares_limit(config.limit, can_be_held),
+        None => builder,
+    };
     let process = match Process::start(builder) {
         Ok(process) => process,
         Err(error) => return refuse(&error.to_string()),

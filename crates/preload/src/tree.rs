@@ -1,7 +1,7 @@
 //! What the processes of one `userswap run` share: a file with a row for each, saying how much it has in memory.
 //!
-//! The limit is for all of them together: each may have what the others leave. `run` makes the file and takes
-//! rows of processes that are gone out; a process that finds no free row goes by the whole limit.
+//! The limit is for all of them together: see [`share`](crate::share). `run` makes the file and takes rows of processes that
+//! are gone out; a process that finds no free row goes by what the others leave.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,16 +11,45 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 use userswap_sys::file_ref::FileRef;
 use userswap_sys::{own, place};
 
+use crate::share::{self, Gives, Part, Share};
+
 /// Processes that can share a limit.
-pub const ROWS: usize = 4096;
+pub const ROWS: usize = 4095;
+
+#[repr(C)]
+struct Table {
+    /// No row from this one on was ever used.
+    used: AtomicU32,
+    unused: [u32; 3],
+    rows: [Row; ROWS],
+}
 
 #[repr(C)]
 struct Row {
     process: AtomicU32,
     /// Whether others of the tree have asked it to handle faults in threads: see [`Tree::ask`].
     asked: AtomicU32,
-    /// Bytes in memory.
+    /// Bytes in memory, and [`NO_MORE`] or [`NOTHING`].
     resident: AtomicU64,
+}
+
+/// It cannot give up what it has more than its share.
+const NO_MORE: u64 = 1 << 62;
+/// It can give up nothing.
+const NOTHING: u64 = 1 << 63;
+
+impl Row {
+    fn part(&self) -> Part {
+        // Relaxed, throughout: sums that are only compared with a limit.
+        let word = self.resident.load(Ordering::Relaxed);
+        let gives = match word & (NO_MORE | NOTHING) {
+            0 => Gives::Up,
+            NO_MORE => Gives::NoMore,
+            _ => Gives::Nothing,
+        };
+        let bytes = word & !(NO_MORE | NOTHING);
+        Part { bytes, gives }
+    }
 }
 
 const NOT_ASKED: u32 = 0;
@@ -29,7 +58,7 @@ const ANSWERED: u32 = 2;
 
 /// The table, mapped.
 pub struct Tree {
-    rows: &'static [Row],
+    table: &'static Table,
 }
 
 impl Tree {
@@ -38,7 +67,7 @@ impl Tree {
     /// # Errors
     /// What the system said.
     pub fn create(file: &File) -> std::io::Result<Self> {
-        file.set_len((ROWS * size_of::<Row>()) as u64)?;
+        file.set_len(size_of::<Table>() as u64)?;
         Self::map(file)
     }
 
@@ -46,12 +75,12 @@ impl Tree {
     #[must_use]
     pub fn open(file: &FileRef) -> Option<Self> {
         let file = File::from(file.open(OFlags::RDWR).ok()?);
-        let whole = file.metadata().ok()?.len() == (ROWS * size_of::<Row>()) as u64;
+        let whole = file.metadata().ok()?.len() == size_of::<Table>() as u64;
         whole.then(|| Self::map(&file).ok()).flatten()
     }
 
     fn map(file: &File) -> std::io::Result<Self> {
-        let len = ROWS * size_of::<Row>();
+        let len = size_of::<Table>();
         // SAFETY: a fresh mapping, at addresses of the kernel's choice.
         let start = unsafe {
             mmap(
@@ -66,41 +95,75 @@ impl Tree {
         own::note(&(start as usize..start as usize + len));
         // SAFETY: as long as the file, aligned to pages, never unmapped, and atomics for which any bytes are values:
         // other processes may change them.
-        let rows = unsafe { std::slice::from_raw_parts(start.cast::<Row>(), ROWS) };
-        Ok(Self { rows })
+        let table = unsafe { &*start.cast::<Table>() };
+        Ok(Self { table })
     }
 
-    /// Says how much this process has in memory, in bytes.
-    pub fn tell(&self, resident: u64) {
+    /// Says what this process has in memory.
+    pub fn tell(&self, part: Part) {
         let Some(row) = self.own_row() else { return };
-        // Relaxed, throughout: sums that are only compared with a limit.
-        row.resident.store(resident, Ordering::Relaxed);
+        let gives = match part.gives {
+            Gives::Up => 0,
+            Gives::NoMore => NO_MORE,
+            Gives::Nothing => NOTHING,
+        };
+        row.resident.store(part.bytes | gives, Ordering::Relaxed);
     }
 
-    /// What of `limit` is left for this process, in bytes: at least a quarter, so that nobody starves.
+    /// Says that this process gives up nothing from now on.
+    pub(crate) fn give_nothing(&self) {
+        if let Some(row) = self.row_of(std::process::id()) {
+            row.resident.fetch_or(NOTHING, Ordering::Relaxed);
+        }
+    }
+
+    /// What of `limit` this process may have, by what it has told.
     #[must_use]
-    pub fn share(&self, limit: u64) -> u64 {
-        let me = std::process::id();
-        limit.saturating_sub(self.resident_but(me)).max(limit / 4)
+    pub fn share(&self, limit: u64) -> Share {
+        let own = self.row_of(std::process::id()).map(Row::part);
+        let own = own.unwrap_or_default();
+        share::share(limit, own.bytes, own.gives != Gives::Up, self.others())
+    }
+
+    /// Whether `limit` can be held where this process cannot do with less than `own` bytes.
+    #[must_use]
+    pub fn can_be_held(&self, limit: u64, own: u64) -> bool {
+        share::can_be_held(limit, own, self.others())
+    }
+
+    /// Whether there is another process.
+    pub(crate) fn has_others(&self) -> bool {
+        self.others().next().is_some()
     }
 
     /// Bytes that all processes have in memory.
     #[must_use]
     pub fn resident(&self) -> u64 {
-        self.resident_but(0)
+        self.parts(0).map(|part| part.bytes).sum()
     }
 
-    fn resident_but(&self, process: u32) -> u64 {
-        let others = self.rows.iter().filter(|row| {
+    fn others(&self) -> impl Iterator<Item = Part> + Clone {
+        self.parts(std::process::id())
+    }
+
+    /// What all say but `process`.
+    fn parts(&self, process: u32) -> impl Iterator<Item = Part> + Clone {
+        let others = self.rows().iter().filter(move |row| {
             let owner = row.process.load(Ordering::Relaxed);
             owner != 0 && owner != process
         });
-        others.map(|row| row.resident.load(Ordering::Relaxed)).sum()
+        others.map(Row::part)
+    }
+
+    /// The rows that may be in use.
+    fn rows(&self) -> &'static [Row] {
+        let used = self.table.used.load(Ordering::Relaxed) as usize;
+        &self.table.rows[..used.min(ROWS)]
     }
 
     /// Takes out the rows of processes for which `is_gone`.
     pub fn sweep(&self, is_gone: impl Fn(u32) -> bool) {
-        for row in self.rows {
+        for row in self.rows() {
             let process = row.process.load(Ordering::Relaxed);
             if process != 0 && is_gone(process) {
                 row.resident.store(0, Ordering::Relaxed);
@@ -138,6 +201,10 @@ impl Tree {
     /// This process has been executed: what it has answered was another program's word.
     pub(crate) fn begin(&self) {
         self.set_asked(NOT_ASKED);
+        if let Some(row) = self.row_of(std::process::id()) {
+            let gives = !(NO_MORE | NOTHING);
+            row.resident.fetch_and(gives, Ordering::Relaxed);
+        }
     }
 
     fn set_asked(&self, asked: u32) {
@@ -148,7 +215,7 @@ impl Tree {
 
     fn row_of(&self, process: u32) -> Option<&Row> {
         let is = |row: &&Row| row.process.load(Ordering::Relaxed) == process;
-        self.rows.iter().find(is)
+        self.rows().iter().find(is)
     }
 
     /// This process is gone.
@@ -160,11 +227,15 @@ impl Tree {
     fn own_row(&self) -> Option<&Row> {
         let me = std::process::id();
         self.row_of(me).or_else(|| {
-            self.rows.iter().find(|row| {
+            let mut rows = self.table.rows.iter().zip(1..);
+            let found = rows.find(|(row, number)| {
+                // First: a row that is in use is looked at.
+                self.table.used.fetch_max(*number, Ordering::Relaxed);
                 row.process
                     .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
-            })
+            });
+            found.map(|(row, _)| row)
         })
     }
 }
@@ -187,18 +258,44 @@ mod tests {
         let meant = FileRef::new(&file, path.clone()).expect("its numbers");
         let again = Tree::open(&meant).expect("the same file");
         std::fs::remove_file(&path).expect("it is there");
-        assert_eq!(tree.share(100 << 20), 100 << 20);
-        tree.tell(30 << 20);
+        let limit = 100 << 20;
+        let tell = |mib: u64, gives| {
+            let bytes = mib << 20;
+            tree.tell(Part { bytes, gives });
+        };
+        let shares = |of: &Tree| of.share(limit).bytes >> 20;
+        assert_eq!(shares(&tree), 100);
+        tell(30, Gives::Up);
         assert_eq!(again.resident(), 30 << 20);
-        assert_eq!(
-            again.share(100 << 20),
-            100 << 20,
-            "its own use is not another's"
-        );
-        again.rows[1].process.store(1, Ordering::Relaxed);
-        again.rows[1].resident.store(50 << 20, Ordering::Relaxed);
-        assert_eq!(tree.share(100 << 20), 50 << 20);
-        assert_eq!(tree.share(60 << 20), 15 << 20, "a quarter at least");
+        assert_eq!(shares(&again), 100, "its own use is not another's");
+        assert!(!again.has_others());
+        // Far behind: rows that are not known to be in use are not looked at.
+        let row = &again.table.rows[7];
+        row.process.store(1, Ordering::Relaxed);
+        row.resident.store(50 << 20, Ordering::Relaxed);
+        assert!(!tree.has_others());
+        again.table.used.store(8, Ordering::Relaxed);
+        assert!(tree.has_others());
+        assert_eq!(shares(&tree), 50);
+        row.resident.store(90 << 20, Ordering::Relaxed);
+        tell(50, Gives::Up);
+        assert_eq!(shares(&tree), 50, "it gives up 40");
+        tell(50, Gives::NoMore);
+        assert_eq!((shares(&tree), tree.resident() >> 20), (50, 140));
+        row.resident.store(90 << 20 | NOTHING, Ordering::Relaxed);
+        assert_eq!((shares(&tree), tree.resident() >> 20), (25, 140));
+        assert!(tree.can_be_held(limit, 25 << 20) && !tree.can_be_held(limit, 26 << 20));
+        row.resident.store(90 << 20 | NO_MORE, Ordering::Relaxed);
+        assert!(tree.can_be_held(limit, 10 << 20) && !tree.can_be_held(limit, 26 << 20));
+        tell(30, Gives::Up);
+        tree.give_nothing();
+        let gives = || again.row_of(std::process::id()).map(|row| row.part().gives);
+        assert_eq!(gives(), Some(Gives::Nothing));
+        tree.begin();
+        assert_eq!(gives(), Some(Gives::Up), "another program");
+        // Whatever stands there.
+        again.table.used.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(tree.resident(), 120 << 20);
         tree.sweep(|process| process == 1);
         assert_eq!(tree.resident(), 30 << 20);
         assert!(!tree.ask(1), "none of the tree");
@@ -210,7 +307,7 @@ mod tests {
         assert!(again.ask(me), "another program");
         tree.leave();
         assert_eq!(tree.resident(), 0);
-        tree.tell(1);
+        tell(1, Gives::Up);
         assert!(!tree.is_asked(), "a new one");
         tree.leave();
     }

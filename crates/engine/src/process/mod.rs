@@ -153,6 +153,12 @@ impl Process {
         self.shared.stack_taken.load(Ordering::Relaxed)
     }
 
+    /// Whether more than the limit is in use, or may be, since it cannot be held.
+    #[must_use]
+    pub fn is_over_limit(&self) -> bool {
+        self.shared.budget.is_exceeded()
+    }
+
     /// Bytes the process has in memory, as far as is known without asking the system.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
