@@ -245,11 +245,11 @@ fn make_builds_with_two_jobs() {
             %.o: %.c\n\tgcc -O2 -c -o $@ $<\n";
         std::fs::write(folder.join("Makefile"), rules).expect("a file");
     };
-    // Two compilers at a time, of 37 MiB each.
+    // Two compilers at a time, of 37 MiB each, of which they share some.
     check_script(
         "make_builds_with_two_jobs",
         &["make", "gcc", "sha256sum"],
-        &[75],
+        &[50],
         set_up,
         "rm -f part?.o; make -s -j2",
     );
@@ -260,7 +260,7 @@ fn a_pipeline_of_a_shell() {
     check_script(
         "a_pipeline_of_a_shell",
         &["sort", "awk", "sha256sum"],
-        &[40],
+        &[28],
         |folder| write_numbers(&folder.join("numbers"), 200_000),
         "rm -f out; words=$(cat numbers); echo ${#words}; for i in 1 2 3; do echo \"$words\" | sort -S 40M | uniq -c | \
          awk '{ seen[$2 % 5000] = seen[$2 % 5000] $1 } END { for (i = 0; i < 5000; i++) print seen[i] }' | sha256sum; \
