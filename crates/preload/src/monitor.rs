@@ -318,6 +318,7 @@ pub(crate) fn ask(process: u32) {
 fn watch(config: &'static Config) {
     let tree = TREE.get();
     let mut counted = Counted::default();
+    let mut last = 0;
     let mut files = Files::new();
     loop {
         let look = LOOK.load(Ordering::Relaxed);
@@ -341,7 +342,8 @@ fn watch(config: &'static Config) {
                 let bytes = counted.bytes(resident, of_files, is_shared);
                 let gives = gives();
                 tree.tell(Part { bytes, gives });
-                let share = tree.share(config.limit);
+                let share = tree.share(config.limit, last);
+                last = share.bytes;
                 // What others count need not be counted here.
                 let of_others = resident - bytes;
                 OF_OTHERS.store(of_others, Ordering::Relaxed);

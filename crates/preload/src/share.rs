@@ -44,17 +44,22 @@ const LEAST_STEP: u64 = 16;
 /// The sum is far over the limit by one part in so many of it.
 const FAR_OVER: u64 = 20;
 
+/// Bytes that an engine may have free, two times what its marks are, where these are no larger part of its limit.
+const MOST_FREE: u64 = 2 << 20;
+
 /// Bytes that a process needs to run at all: code and data of its libraries and the engine, which cannot leave or come back at once.
 const LEAST: u64 = 8 << 20;
 
 /// One part in so many of the limit is for those who hold it, whatever the others have; and no [`LEAST`] is more than that.
 const PROTECTED: u64 = 4;
 
-/// What of `limit` a process may have that has `own` bytes. `is_over`: it cannot give up what it has more than its share.
+/// What of `limit` a process may have that has `own` bytes, and had `last` for its share. `is_over`: it cannot give up what it has
+/// more than that.
 #[must_use]
 pub fn share(
     limit: u64,
     own: u64,
+    last: u64,
     is_over: bool,
     others: impl Iterator<Item = Part> + Clone,
 ) -> Share {
@@ -73,9 +78,11 @@ pub fn share(
     let most_step = STEP.min(limit / 128);
     let far_over = limit / FAR_OVER;
     let over = sum.saturating_sub(limit).min(far_over);
+    // An engine keeps some of its share free: that it has less is no reason for a smaller one.
+    let from = last.clamp(own, own + (own / 8).min(MOST_FREE.max(own / 32)));
     let step = (most_step * (far_over - over) / far_over).max(most_step / LEAST_STEP);
     Share {
-        bytes: left.max(level.min(own + step)).max(least(limit)),
+        bytes: left.max(level.min(from + step)).max(least(limit)),
         at_first: grown.max(level.min(limit / PROTECTED)).max(least(limit)),
     }
 }
@@ -150,7 +157,7 @@ mod tests {
     }
 
     fn mib_of(limit: u64, own: u64, is_over: bool, those: &[(u64, Gives)]) -> u64 {
-        share(limit * MIB, own * MIB, is_over, parts(those)).bytes / MIB
+        share(limit * MIB, own * MIB, 0, is_over, parts(those)).bytes / MIB
     }
 
     #[test]
@@ -171,7 +178,7 @@ mod tests {
         let limit = 128 * MIB;
         let grows_by = |own: u64, other: u64| {
             let others = [(other, Gives::Up)];
-            share(limit, own * MIB, false, parts(&others)).bytes - own * MIB
+            share(limit, own * MIB, 0, false, parts(&others)).bytes - own * MIB
         };
         assert_eq!(grows_by(20, 108), 256 << 10);
         assert_eq!(grows_by(20, 100), 8 * MIB, "what is left");
@@ -180,6 +187,11 @@ mod tests {
         assert_eq!(grows_by(20, 120), 16 << 10, "far over: slowly");
         assert_eq!(grows_by(63, 120), 16 << 10);
         assert_eq!(grows_by(64, 120), 0, "the level");
+        let last = 20 * MIB + (500 << 10);
+        let others = [(120, Gives::Up)];
+        let goes_on = |last| share(limit, 20 * MIB, last, false, parts(&others)).bytes;
+        assert_eq!(goes_on(last), last + (16 << 10), "kept free");
+        assert_eq!(goes_on(30 * MIB), 22 * MIB + (16 << 10), "not used");
         assert_eq!(grows_by(2, 126), 6 * MIB, "what is needed to run at all");
     }
 
@@ -205,7 +217,7 @@ mod tests {
     fn an_engine_starts_when_it_may_be_needed_and_no_sooner() {
         use Gives::Up;
         let at_first = |own: u64, those: &[(u64, Gives)]| {
-            share(100 * MIB, own * MIB, false, parts(those)).at_first / MIB
+            share(100 * MIB, own * MIB, 0, false, parts(those)).at_first / MIB
         };
         assert_eq!(at_first(10, &[]), 100);
         assert_eq!(at_first(10, &[(3, Up)]), 97);
@@ -235,8 +247,13 @@ mod tests {
     struct Simulated {
         wants: u64,
         has: u64,
+        /// Its share when it last looked.
+        last: u64,
         is_stopped: bool,
     }
+
+    /// What an engine keeps free.
+    const FREE: u64 = 300 << 10;
 
     /// One look of each in turn; growth and shrinking as fast as real ones at most.
     fn look(limit: u64, all: &mut [Simulated]) {
@@ -249,11 +266,13 @@ mod tests {
             let Simulated {
                 wants,
                 has,
+                last,
                 is_stopped,
             } = all[at];
-            let share = share(limit, has, false, others).bytes;
+            let share = share(limit, has, last, false, others).bytes;
             if !is_stopped {
-                let aim = share.min(wants);
+                all[at].last = share;
+                let aim = (share - FREE).min(wants);
                 all[at].has = aim.clamp(has.saturating_sub(STEP), has + 2 * STEP);
             }
         }
@@ -275,12 +294,13 @@ mod tests {
                 .map(|_| Simulated {
                     wants: random(2 * limit),
                     has: 0,
+                    last: 0,
                     is_stopped: false,
                 })
                 .collect();
             // The first is there alone at first; nobody is held up before it can run.
             (0..2000).for_each(|_| look(limit, &mut all[..1]));
-            assert_eq!(all[0].has, all[0].wants.min(limit));
+            assert_eq!(all[0].has, all[0].wants.min(limit - FREE));
             let mut started = 0;
             for one in &mut all[1..] {
                 one.has = one.wants.min(LEAST);
@@ -295,7 +315,7 @@ mod tests {
             }
             let sum: u64 = all.iter().map(|one| one.has).sum();
             let wanted: u64 = all.iter().map(|one| one.wants).sum();
-            let spare = count as u64;
+            let spare = count as u64 * FREE + count as u64;
             assert!(sum <= limit, "{round}: {sum} of {limit}");
             assert!(
                 sum + spare >= wanted.min(limit),
@@ -318,14 +338,15 @@ mod tests {
         let mut all = [Simulated {
             wants,
             has: 0,
+            last: 0,
             is_stopped: false,
         }; 3];
         (0..2000).for_each(|_| look(limit, &mut all[..1]));
         all[0].is_stopped = true;
         (0..8000).for_each(|_| look(limit, &mut all));
-        assert_eq!(all.map(|one| one.has / MIB), [96, 32, 32]);
+        assert_eq!(all.map(|one| (one.has + FREE) / MIB), [96, 32, 32]);
         all[0].is_stopped = false;
         (0..2000).for_each(|_| look(limit, &mut all));
-        assert_eq!(all.map(|one| one.has / MIB), [32, 32, 32]);
+        assert_eq!(all.map(|one| (one.has + FREE) / MIB), [32, 32, 32]);
     }
 }

@@ -117,12 +117,13 @@ impl Tree {
         }
     }
 
-    /// What of `limit` this process may have, by what it has told.
+    /// What of `limit` this process may have, by what it has told, where its share was `last` bytes before.
     #[must_use]
-    pub fn share(&self, limit: u64) -> Share {
+    pub fn share(&self, limit: u64, last: u64) -> Share {
         let own = self.row_of(std::process::id()).map(Row::part);
         let own = own.unwrap_or_default();
-        share::share(limit, own.bytes, own.gives != Gives::Up, self.others())
+        let is_over = own.gives != Gives::Up;
+        share::share(limit, own.bytes, last, is_over, self.others())
     }
 
     /// Whether `limit` can be held where this process cannot do with less than `own` bytes.
@@ -263,7 +264,7 @@ mod tests {
             let bytes = mib << 20;
             tree.tell(Part { bytes, gives });
         };
-        let shares = |of: &Tree| of.share(limit).bytes >> 20;
+        let shares = |of: &Tree| of.share(limit, 0).bytes >> 20;
         assert_eq!(shares(&tree), 100);
         tell(30, Gives::Up);
         assert_eq!(again.resident(), 30 << 20);
