@@ -88,10 +88,6 @@ pub(crate) fn look_now() {
 /// What the program, which waits for the engine, may have in memory soon, in bytes.
 static SOON: AtomicU64 = AtomicU64::new(0);
 
-/// What the program may have before an engine starts to make room, in bytes, when the monitor last looked: one starts near half of
-/// it.
-static AT_FIRST: AtomicU64 = AtomicU64::new(u64::MAX);
-
 /// Bytes in memory that count as other processes' of the tree.
 static OF_OTHERS: AtomicU64 = AtomicU64::new(0);
 
@@ -114,7 +110,11 @@ pub(crate) fn grew(bytes: usize) {
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
     // What has just been mapped may be used at once.
     let soon = kept::resident_bytes().unwrap_or(0) + bytes as u64;
-    let at_first = || AT_FIRST.load(Ordering::Relaxed).min(config.limit);
+    let at_first = || {
+        let share = TREE.get().map(|tree| tree.share(config.limit, 0).at_first);
+        let of_others = OF_OTHERS.load(Ordering::Relaxed);
+        share.map_or(config.limit, |share| (share + of_others).min(config.limit))
+    };
     if soon < at_first() / 2 {
         return;
     }
@@ -351,7 +351,6 @@ fn watch(config: &'static Config) {
                     .map(|bytes| (bytes + of_others).min(config.limit))
                     .into()
             });
-            AT_FIRST.store(at_first, Ordering::Relaxed);
             let is_asked = tree.is_some_and(Tree::is_asked);
             if is_asked {
                 stop::note_inline(stop::Why::Read);
