@@ -1,14 +1,24 @@
 //! How much of this process's memory counts as its own: what it shares with others, since a fork or of files, counts by parts.
 //!
-//! The system says what the parts are, and walks all pages for it: it is asked now and then, and in between they are as they were.
+//! The system says what the parts are, and walks all pages for it: it is asked now and then. In between they are as they were, but for
+//! pages that were copied since, when somebody wrote to what a fork had shared: each such write is a fault, and faults are
+//! counted cheaply. So what counts may be too much for that time, but not too little.
 
 use std::time::{Duration, Instant};
 
-use crate::kept;
+use userswap_sys::PAGE_SIZE;
+
+use crate::{kept, raw};
 
 /// At least between two questions: where a fork is undone page by page, and otherwise.
 const FORKED_PAUSE: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// At most one part in so many of the time is spent on questions, and where more than one part in so many of the memory may have been
+/// copied since the last.
+const SELDOM: u32 = 50;
+const OFTEN: u32 = 8;
+const COPIED: u64 = 16;
 
 /// What may be shared with other processes of the tree.
 #[derive(Clone, Copy)]
@@ -25,8 +35,11 @@ pub(crate) struct Counted {
     asked: Option<Instant>,
     anonymous: Ratio,
     files: Ratio,
-    /// How long to go by it.
+    /// How long to go by it, and how long it took.
     pause: Duration,
+    took: Duration,
+    /// Faults of the process by then.
+    faults: u64,
 }
 
 impl Counted {
@@ -36,27 +49,44 @@ impl Counted {
             return resident;
         }
         let anonymous = resident.saturating_sub(files);
-        if self.asked.is_none_or(|asked| asked.elapsed() >= self.pause) {
+        let copied = self.copied(is_shared);
+        // Sooner where much may have been copied: too much counted is room that nobody uses.
+        let is_due = |asked: Instant| {
+            let since = asked.elapsed();
+            since >= self.pause || copied > anonymous / COPIED && since >= self.took * OFTEN
+        };
+        if self.asked.is_none_or(is_due) {
             let start = Instant::now();
+            // Before: a page that is copied meanwhile may be in the answer or not.
+            self.faults = raw::minor_faults();
             if let Some((all, of_files)) = kept::proportional_bytes() {
                 self.anonymous.note(all - of_files, anonymous);
                 self.files.note(of_files, files);
             }
-            // At most a fiftieth of the time is spent on it.
             let least = if is_shared.anonymous {
                 FORKED_PAUSE
             } else {
                 PAUSE
             };
-            self.pause = least.max(start.elapsed() * 50);
+            self.took = start.elapsed();
+            self.pause = least.max(self.took * SELDOM);
             self.asked = Some(Instant::now());
         }
         let counted = if is_shared.anonymous {
-            self.anonymous.of(anonymous)
+            (self.anonymous.of(anonymous) + self.copied(is_shared)).min(anonymous)
         } else {
             anonymous
         };
         (counted + self.files.of(files)).min(resident)
+    }
+
+    /// Bytes that may have been copied since the last answer.
+    fn copied(&self, is_shared: Shared) -> u64 {
+        if is_shared.anonymous {
+            raw::minor_faults().saturating_sub(self.faults) * PAGE_SIZE as u64
+        } else {
+            0
+        }
     }
 }
 

@@ -33,3 +33,27 @@ pub(crate) fn program_break() -> usize {
     // SAFETY: asks only.
     unsafe { make(&Call::new(libc::SYS_brk as usize, [0; 6])) as usize }
 }
+
+/// Faults of the process that were answered without reading anything.
+pub(crate) fn minor_faults() -> u64 {
+    const OF_THE_PROCESS: usize = libc::RUSAGE_SELF as usize;
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    let args = [OF_THE_PROCESS, usage.as_mut_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: writes to `usage`, which is large enough.
+    unsafe { make(&Call::new(libc::SYS_getrusage as usize, args)) };
+    // SAFETY: numbers, for which zeros are values, too.
+    let usage = unsafe { usage.assume_init() };
+    usage.ru_minflt as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_is_touched_is_a_fault() {
+        let before = minor_faults();
+        let pages = vec![1_u8; 4 << 20];
+        assert!(minor_faults() > before, "{}", pages.len());
+    }
+}
