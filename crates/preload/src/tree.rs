@@ -1,6 +1,6 @@
 //! What the processes of one `userswap run` share: a file with a row for each, saying how much it has in memory.
 //!
-//! The limit is for all of them together: see [`share`](crate::share). `run` makes the file and takes rows of processes that
+//! The limit is for all of them together: see [`share`]. `run` makes the file and takes rows of processes that
 //! are gone out; a process that finds no free row goes by what the others leave.
 
 use std::fs::File;
