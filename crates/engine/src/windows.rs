@@ -4,6 +4,7 @@
 //! Guarantee: a window once made stays, at its place, until the process ends. So a reference to one
 //! is good for ever, in signal handlers too.
 
+use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use userswap_core::device::PAGE_SIZE;
@@ -11,9 +12,9 @@ use userswap_core::page_table::CHUNK_PAGES;
 
 use crate::shared::RegionMemory;
 
-/// Bytes of a window; windows lie at its multiples. One takes some 20 KiB for its first page, more than half of that for its
-/// chunks' locks: programs that map their memory in many places (V8 draws each 256 KiB at random) have hundreds. The words, 256 KiB,
-/// are just large enough for a mapping of their own, which takes memory only where it is touched.
+/// Bytes of a window; windows lie at its multiples. One takes some 20 KiB for its first page, of which 10 are locks and bits for
+/// each of its chunks: programs that map their memory in many places (V8 draws each 256 KiB at random) have hundreds. The words,
+/// 256 KiB, are so many that they are a mapping of their own, which takes memory only where it is touched.
 pub(crate) const WINDOW_BYTES: usize = 128 << 20;
 
 /// Bytes within which windows share what is learned about faults.
@@ -22,13 +23,24 @@ const SHARED_BYTES: usize = 1 << 30;
 /// User addresses are below this.
 const ADDRESSES: usize = 1 << 47;
 
-static TABLE: [AtomicPtr<RegionMemory>; ADDRESSES / WINDOW_BYTES] =
-    [const { AtomicPtr::new(std::ptr::null_mut()) }; ADDRESSES / WINDOW_BYTES];
+/// Windows that are looked up together.
+const TOGETHER: usize = 512;
+
+/// One page; never freed, as windows are.
+type Leaf = [AtomicPtr<RegionMemory>; TOGETHER];
+
+/// In two levels: one of a size that a huge page, or a lock of all memory, makes little of.
+static TABLE: [AtomicPtr<Leaf>; ADDRESSES / WINDOW_BYTES / TOGETHER] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; ADDRESSES / WINDOW_BYTES / TOGETHER];
 
 /// The window that `address` is in, if there is one.
 pub(crate) fn find(address: usize) -> Option<&'static RegionMemory> {
-    // Acquire: pairs with `publish`.
-    let window = TABLE.get(address / WINDOW_BYTES)?.load(Ordering::Acquire);
+    let number = address / WINDOW_BYTES;
+    // Acquire, twice: pairs with `publish`.
+    let leaf = TABLE.get(number / TOGETHER)?.load(Ordering::Acquire);
+    // SAFETY: null, or from `publish`: a leaf that is never freed.
+    let leaf = unsafe { leaf.as_ref() }?;
+    let window = leaf[number % TOGETHER].load(Ordering::Acquire);
     // SAFETY: null, or from `publish`: a window that is never freed.
     unsafe { window.as_ref() }
 }
@@ -48,9 +60,18 @@ pub(crate) fn is_taken(address: usize) -> bool {
     })
 }
 
-/// Makes `window` the one at its base, where there is none yet.
+/// Makes `window` the one at its base, where there is none yet. Nobody else does at the same time.
 pub(crate) fn publish(window: std::sync::Arc<RegionMemory>) {
-    let row = &TABLE[window.mm.space.base() / WINDOW_BYTES];
+    let number = window.mm.space.base() / WINDOW_BYTES;
+    let place = &TABLE[number / TOGETHER];
+    if place.load(Ordering::Relaxed).is_null() {
+        let leaf: Box<Leaf> = Box::new([const { AtomicPtr::new(ptr::null_mut()) }; TOGETHER]);
+        // Release: whoever finds it sees it empty.
+        place.store(Box::into_raw(leaf), Ordering::Release);
+    }
+    // SAFETY: made above or before, and never freed.
+    let leaf = unsafe { &*place.load(Ordering::Relaxed) };
+    let row = &leaf[number % TOGETHER];
     let window = std::sync::Arc::into_raw(window).cast_mut();
     // Release: whoever finds it sees it whole.
     let before = row.swap(window, Ordering::Release);

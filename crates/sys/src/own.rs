@@ -6,10 +6,10 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::PAGE_SIZE;
 use crate::ranges::Ranges;
+use crate::{PAGE_SIZE, place};
 
-/// Mappings of ours. More of them than this cannot be told from the program's.
+/// Mappings of ours that are not where [`place::told`] says. More of them than this cannot be told from the program's.
 static TABLE: Ranges<1024> = Ranges::new();
 
 /// What threads of ours need, two rows each.
@@ -25,14 +25,22 @@ static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Notes a range of ours.
 pub fn note(range: &Range<usize>) {
-    if !TABLE.note(range) {
+    if !is_told(range) && !TABLE.note(range) {
         LOST.store(true, Ordering::Relaxed);
     }
 }
 
 /// A range noted before is gone.
 pub fn forget(range: &Range<usize>) {
-    TABLE.forget(|noted| noted == range);
+    if !is_told(range) {
+        TABLE.forget(|noted| noted == range);
+    }
+}
+
+/// Whether it lies where only ours does: then it is known without being noted. Such addresses are told once only.
+fn is_told(range: &Range<usize>) -> bool {
+    let told = place::told();
+    told.start <= range.start && range.end <= told.end
 }
 
 /// A thread of ours is being started, which calls [`note_thread`].
@@ -169,7 +177,8 @@ pub fn forget_threads() {
 /// What is ours, in no order; a range of one byte stands for the whole mapping it is in. `None`: it is more than
 /// could be noted.
 pub fn ranges() -> Option<impl Iterator<Item = Range<usize>>> {
-    let told = TABLE.iter().chain(THREAD_TABLE.iter());
+    let places = std::iter::once(place::told()).filter(|told| !told.is_empty());
+    let told = places.chain(TABLE.iter()).chain(THREAD_TABLE.iter());
     (!LOST.load(Ordering::Relaxed)).then_some(told)
 }
 
@@ -186,6 +195,13 @@ mod tests {
         assert!(told());
         forget(&ours);
         assert!(!told());
+        // Many are no more than one, where only ours are.
+        for _ in 0..3000 {
+            let place = place::hint(PAGE_SIZE).addr();
+            note(&(place..place + PAGE_SIZE));
+            let mut all = ranges().expect("room");
+            assert!(all.any(|range| range.contains(&place)));
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! as the only one who maps: what it then maps there with `MAP_FIXED` would take the place of ours.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::PAGE_SIZE;
 
@@ -13,18 +14,37 @@ use crate::PAGE_SIZE;
 const START: usize = 0x2000_0000_0000;
 const END: usize = 0x3000_0000_0000;
 
-/// 0: nothing yet.
+/// The first address told, and the next; 0: nothing yet.
+static FIRST: AtomicUsize = AtomicUsize::new(0);
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// They have begun again.
+static AGAIN: AtomicBool = AtomicBool::new(false);
 
 /// An address to ask for in a mapping of `len` bytes, not used before. Where it is taken after all, the system chooses another.
 pub fn hint(len: usize) -> *mut c_void {
     // Relaxed, throughout: nothing but the number counts, and the system decides.
-    let _ = NEXT.compare_exchange(0, START + drawn(), Ordering::Relaxed, Ordering::Relaxed);
+    let first = START + drawn();
+    let _ = FIRST.compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
+    let first = FIRST.load(Ordering::Relaxed);
+    let _ = NEXT.compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
     let taken = NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
         let end = next.checked_add(len)?.next_multiple_of(PAGE_SIZE);
+        if end >= END {
+            AGAIN.store(true, Ordering::Relaxed);
+        }
         Some(if end < END { end } else { START })
     });
     taken.map_or(ptr::null_mut(), ptr::without_provenance_mut)
+}
+
+/// All addresses that [`hint`] has told so far. What lies there is ours: nobody else is given so much that the system goes there,
+/// and of a program that draws its addresses at random a few lie there, at worst, that are then taken for ours.
+pub fn told() -> Range<usize> {
+    if AGAIN.load(Ordering::Relaxed) {
+        return START..END;
+    }
+    FIRST.load(Ordering::Relaxed)..NEXT.load(Ordering::Relaxed)
 }
 
 /// Whole pages, up to a tebibyte: as hard to guess as where the stack is.
@@ -65,5 +85,11 @@ mod tests {
                 .all(|pair| pair[1] - pair[0] >= 2 * PAGE_SIZE)
         );
         assert!(told.iter().all(|address| (START..END).contains(address)));
+        let all = super::told();
+        assert!(told.iter().all(|address| all.contains(address)));
+        assert!(
+            all.len() < 1 << 44,
+            "what is not told is not taken for ours"
+        );
     }
 }

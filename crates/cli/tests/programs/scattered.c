@@ -1,18 +1,26 @@
-/* Memory in many small mappings, each far from the others, as V8 draws its at random. Prints a sum of all of it. */
+/* Memory in many small mappings, each far from the others, as V8 draws its at random; and a mapping much larger than what is used of
+   it. Prints a sum of all that is used. */
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
-enum { PAGE = 4096, PIECES = 500, BYTES = 256 << 10 };
+enum { PAGE = 4096, PIECES = 1500, BYTES = 128 << 10 };
 
 static uint64_t *piece(int number)
 {
-    return (uint64_t *)((200ul << 30) + (uint64_t)number * (3ul << 30) + (uint64_t)(number % 7) * BYTES);
+    return (uint64_t *)((200ul << 30) + (uint64_t)number * (2ul << 30) + (uint64_t)(number % 7) * BYTES);
 }
 
 int main(void)
 {
+    size_t large = 100ul << 30;
+    char *at = mmap(0, large, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) {
+        perror("mmap");
+        return 1;
+    }
+    for (size_t byte = 0; byte < 48 << 20; byte += 64) at[byte] = byte / PAGE;
     for (int number = 0; number < PIECES; number++) {
         uint64_t *words = piece(number);
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
@@ -32,5 +40,6 @@ int main(void)
                 sum = sum * 31 + words[word];
             words[0]++;
         }
+    for (size_t byte = 0; byte < 48 << 20; byte++) sum = sum * 31 + at[byte];
     printf("%016lx\n", sum);
 }
