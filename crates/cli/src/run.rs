@@ -138,7 +138,7 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
         }
         looks += 1;
         if looks % LOOKS_A_SWEEP == 0 {
-            tree.sweep(|process| !Path::new(&format!("/proc/{process}")).exists());
+            tree.sweep(is_gone);
         }
         match &process {
             Some(descriptor) => {
@@ -155,6 +155,15 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
             None => std::thread::sleep(LOOK_EVERY),
         }
     }
+}
+
+/// Whether a process is not there any more, or only for its parent to ask how it ended.
+fn is_gone(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.map_or(true, |stat| {
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
+        matches!(state, Some(b'Z' | b'X'))
+    })
 }
 
 /// How faults are handled. Auto: inline, and in threads what cannot be so, where the host permits both.

@@ -35,6 +35,9 @@ const LOW_NS: u64 = 1_000_000_000;
 /// A limit that is exceeded by one part in so many is not held.
 const NEWS: u64 = 20;
 
+/// Nanoseconds between two looks at whether that is to be told: where processes share a limit it takes some time to see.
+const NEWS_NS: u64 = 10_000_000;
+
 /// Bytes that the low mark keeps free where that is not a large part of the limit: two of the widest faults. What is kept free
 /// is nobody's: the marks are as low as the reclaimer can keep up with.
 const LEAST_FREE: u64 = 512 << 10;
@@ -55,10 +58,12 @@ pub(crate) struct Budget {
     /// When that last changed, in nanoseconds.
     changed_ns: AtomicU64,
     warned: AtomicBool,
+    /// When somebody was last told that this is news, in nanoseconds.
+    news_ns: AtomicU64,
     /// The limit is kept whatever it costs: there is no floor.
     strict: bool,
-    /// Since when charges have been refused with fewer pages resident than the floor, and when the last one was, in nanoseconds; 0:
-    /// none.
+    /// Since when charges have been refused with fewer pages resident than the floor, and when the last one was, in nanoseconds;
+    /// 0: none.
     low_since_ns: AtomicU64,
     refused_ns: AtomicU64,
     /// The floor is in force.
@@ -71,6 +76,8 @@ pub(crate) struct Whole {
     pub(crate) bytes: u64,
     /// Whether it can be held with so many bytes in use here.
     pub(crate) can_be_held: fn(u64) -> bool,
+    /// Whether this process is to end since it cannot; the others then count without it.
+    pub(crate) ends: fn(u64) -> bool,
 }
 
 /// How full the budget is.
@@ -98,6 +105,7 @@ impl Budget {
             exceeded: AtomicU64::new(0),
             changed_ns: AtomicU64::new(0),
             warned: AtomicBool::new(false),
+            news_ns: AtomicU64::new(0),
         }
     }
 
@@ -237,9 +245,23 @@ impl Budget {
     }
 
     /// Whether `used` bytes are far enough over the limit to be told of, which they have not been yet.
-    pub(crate) fn is_news(&self, used: u64) -> bool {
+    /// From then on not for a moment.
+    pub(crate) fn is_news(&self, used: u64, now_ns: impl FnOnce() -> u64) -> bool {
         let limit = self.limit_bytes();
-        used > limit.saturating_add(limit / NEWS) && !self.warned.load(Ordering::Relaxed)
+        if used <= limit.saturating_add(limit / NEWS) || self.is_warned() {
+            return false;
+        }
+        let (now, last) = (now_ns(), self.news_ns.load(Ordering::Relaxed));
+        let is_news = last == 0 || now.saturating_sub(last) >= NEWS_NS;
+        if is_news {
+            self.news_ns.store(now.max(1), Ordering::Relaxed);
+        }
+        is_news
+    }
+
+    /// Whether that has been told.
+    pub(crate) fn is_warned(&self) -> bool {
+        self.warned.load(Ordering::Relaxed)
     }
 
     /// It is going to be told that the limit is exceeded; `true`: for the first time.
@@ -302,10 +324,12 @@ mod tests {
         assert!(!budget.charge(1, 0));
         budget.exceed(1024 * PAGE, 0);
         assert!(budget.charge(1, 0));
-        assert!(!budget.is_news(1025 * PAGE), "hardly");
-        assert!(budget.is_news(1200 * PAGE));
+        assert!(!budget.is_news(1025 * PAGE, || 1), "hardly");
+        assert!(budget.is_news(1200 * PAGE, || 1));
+        assert!(!budget.is_news(1200 * PAGE, || NEWS_NS), "just told");
+        assert!(budget.is_news(1200 * PAGE, || NEWS_NS + 1));
         assert!(budget.warn());
-        assert!(!budget.is_news(1200 * PAGE), "said before");
+        assert!(!budget.is_news(1200 * PAGE, || 9 * NEWS_NS), "said before");
         assert!(!budget.warn());
         budget.uncharge(1000);
         assert!(budget.ease(25 * PAGE, 1));

@@ -119,8 +119,20 @@ impl EngineBuilder {
     /// The limit is a share of `bytes`, which processes have together. Going over a share is no news, and no reason to kill a
     /// process that is strict, as long as `can_be_held` says that the whole can be held with so many bytes in use here. It is
     /// called from signal handlers, too.
-    pub fn shares_limit(mut self, bytes: u64, can_be_held: fn(u64) -> bool) -> Self {
-        self.whole = Some(Whole { bytes, can_be_held });
+    ///
+    /// `ends` says, where it cannot be held and is strict, whether this process is the one to end, as it does then.
+    #[doc(hidden)]
+    pub fn shares_limit(
+        mut self,
+        bytes: u64,
+        can_be_held: fn(u64) -> bool,
+        ends: fn(u64) -> bool,
+    ) -> Self {
+        self.whole = Some(Whole {
+            bytes,
+            can_be_held,
+            ends,
+        });
         self
     }
 
@@ -150,8 +162,9 @@ impl EngineBuilder {
             return Err(Error::PageSize(host::page_size()));
         }
         self.limit.map_or(Ok(()), check_limit)?;
-        let default_area = self
-            .limit
+        // A share may grow to all of it.
+        let whole = self.whole.map(|whole| whole.bytes).or(self.limit);
+        let default_area = whole
             .map_or(0, |limit| limit.saturating_mul(16))
             .clamp(DEFAULT_AREA, MOST_DEFAULT_AREA);
         let area = self
@@ -169,7 +182,7 @@ impl EngineBuilder {
             Some(device) => device,
             None => make_device(&self.device, area, self.limit.is_some())?,
         };
-        let pool = PoolSize::for_limit(self.limit);
+        let pool = PoolSize::for_limit(whole, self.limit);
         let frames = FramePool::new(
             staging_uffd,
             pool.staging,
@@ -210,7 +223,7 @@ impl EngineBuilder {
             inactive: Mutex::new(Inactive::new(
                 pool.staging,
                 match self.policy {
-                    Policy::Recency => pool.inactive,
+                    Policy::Recency => Inactive::target_for(self.limit),
                     // What is staged is written at once.
                     Policy::Fifo | Policy::Random => 1,
                 },
@@ -265,18 +278,22 @@ struct PoolSize {
     staging: usize,
     scratch: usize,
     reserve: usize,
-    inactive: usize,
     /// Threads that write blocks out at once, so that what they have in hand stays within a fortieth of
     /// the limit.
     most_working: usize,
 }
 
+/// How many blocks fit into a limit: without one as with one of 2 GiB, since pools are address space, not memory.
+pub(crate) fn blocks_for(limit: Option<u64>) -> usize {
+    limit.map_or(8192, |limit| limit as usize / BLOCK_BYTES)
+}
+
 impl PoolSize {
-    fn for_limit(limit: Option<u64>) -> Self {
+    /// For a limit of `share`, which may become as much as `limit`.
+    fn for_limit(limit: Option<u64>, share: Option<u64>) -> Self {
         let cpus = cpu::count();
-        // Without a limit as with one of 2 GiB: address space, not memory.
-        let blocks = limit.map_or(8192, |limit| limit as usize / BLOCK_BYTES);
-        let inactive = (blocks / 16).clamp(1, 1024);
+        let blocks = blocks_for(limit);
+        let inactive = Inactive::target_for(limit);
         Self {
             // Staging is address space; memory is in it only while pages are. Blocks are often staged in
             // part, so there are more of them than their memory would fill.
@@ -284,8 +301,7 @@ impl PoolSize {
             // As many faults can wait for a slow device at once; only blocks that are used take memory.
             scratch: (blocks / 32).clamp(2, 256),
             // Only faults that bring many pages use it, and its memory is nobody's meanwhile.
-            reserve: (blocks / 128).clamp(1, 16),
-            inactive,
+            reserve: (blocks_for(share) / 128).clamp(1, 16),
             most_working: (blocks / 40).clamp(1, 2 * cpus),
         }
     }

@@ -23,6 +23,7 @@ use userswap_sys::timing::now_ns;
 use crate::budget::Level;
 use crate::density::Use;
 use crate::effort::{Step, Tries};
+use crate::engine::blocks_for;
 use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
 use crate::spec::Policy;
@@ -35,6 +36,9 @@ const PIECES: usize = 16;
 
 /// After one part in so many of what memory holds has left the inactive list, it is looked at anew what is better.
 const DENSITY_PERIOD: u64 = 4;
+
+/// Milliseconds within which a share of a limit grows, if it does: on a busy machine who looks may not run sooner.
+const GROWS_WITHIN: u32 = 20;
 
 /// Bytes of holes in the store that are not worth moving anything for.
 const COMPACT_FROM: u64 = 1 << 20;
@@ -91,6 +95,11 @@ pub(crate) struct Inactive {
 }
 
 impl Inactive {
+    /// How long the list should be under a limit, in blocks.
+    pub(crate) fn target_for(limit: Option<u64>) -> usize {
+        (blocks_for(limit) / 16).clamp(1, 1024)
+    }
+
     fn is_long(&self) -> bool {
         self.blocks.len() >= self.target
     }
@@ -147,12 +156,21 @@ impl Shared {
     /// Makes room for `pages` and charges them; where no room can be made they are charged all the
     /// same, and that is said once.
     pub(crate) fn make_room(&self, pages: u64) {
-        if self.find_room(pages) {
-            return;
+        let needed = || self.used_bytes() + pages * PAGE_SIZE as u64;
+        let mut limit = self.budget.limit();
+        loop {
+            if self.find_room(pages) {
+                return;
+            }
+            // It has little that could leave: where others make room, its share grows.
+            let before = std::mem::replace(&mut limit, self.budget.limit());
+            let grew = limit > before || self.may_be_held(needed()) && self.share_grows(limit);
+            if !grew {
+                break;
+            }
         }
-        let used = self.used_bytes();
-        let needed = used + pages * PAGE_SIZE as u64;
-        if self.strict && !self.may_be_held(needed) {
+        let (used, needed) = (self.used_bytes(), needed());
+        if self.strict && self.is_to_end(needed) {
             let limit = self.whole_limit();
             stderr_line(format_args!(
                 "userswap: the limit of {limit} bytes cannot be held, and is strict: ending the process"
@@ -162,6 +180,25 @@ impl Shared {
         self.budget.exceed(used, now_ns());
         self.budget.force(pages);
         self.tell_exceeded(needed);
+    }
+
+    /// Waits for a moment, where processes share a limit, until this one's share is more than `limit`; `false`: it does not grow.
+    fn share_grows(&self, limit: Option<u64>) -> bool {
+        let looks = if self.whole.is_some() {
+            GROWS_WITHIN
+        } else {
+            0
+        };
+        (0..looks).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            self.budget.limit() > limit
+        })
+    }
+
+    /// Whether a strict limit ends this process, which cannot do with less than `needed` bytes.
+    fn is_to_end(&self, needed: u64) -> bool {
+        let whole = self.whole.as_ref();
+        whole.is_none_or(|whole| !(whole.can_be_held)(needed) && (whole.ends)(needed))
     }
 
     /// Whether others may make room where this process cannot do with less than `needed` bytes.
@@ -178,7 +215,7 @@ impl Shared {
 
     /// Says, once, that the limit cannot be held with `used` bytes in use.
     pub(crate) fn tell_exceeded(&self, used: u64) {
-        if !self.may_be_held(used) && self.budget.warn() {
+        if !self.budget.is_warned() && !self.may_be_held(used) && self.budget.warn() {
             let limit = self.whole_limit();
             let advice = if self
                 .swap
@@ -193,6 +230,15 @@ impl Shared {
                 "userswap: the limit of {limit} bytes cannot be held: what is in memory does not compress (enough), is pinned, \
                  or the swap area is full; nothing is lost, memory use goes over the limit{advice}"
             ));
+        }
+    }
+
+    /// The list of pages that may leave is as long as `limit` wants it from now on.
+    pub(crate) fn fit_inactive(&self, limit: u64) {
+        if self.policy == Policy::Recency {
+            let mut inactive = self.inactive();
+            let most = inactive.blocks.capacity() / 2;
+            inactive.target = Inactive::target_for(Some(limit)).min(most.max(1));
         }
     }
 

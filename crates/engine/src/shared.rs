@@ -453,7 +453,7 @@ impl Shared {
             if self.budget.is_exceeded() {
                 self.budget.ease(used, now_ns());
             }
-            if self.budget.is_news(used) {
+            if self.budget.is_news(used, now_ns) {
                 self.tell_exceeded(used);
             }
             if self.budget.level(others) == Level::Tight {
@@ -486,6 +486,7 @@ impl Shared {
     /// The limit is `bytes` from now on, in bytes.
     pub(crate) fn set_limit(&self, bytes: u64) {
         self.budget.set_limit(bytes);
+        self.fit_inactive(bytes);
         for area in self.swap.open_areas() {
             area.device().note_limit(bytes);
         }

@@ -11,7 +11,7 @@ use userswap_hook::{Bypass, Call};
 use userswap_sys::own;
 use userswap_sys::signals::Blocked;
 
-use crate::{exit, monitor, privileges, state};
+use crate::{exit, monitor, owner, privileges, state};
 
 /// The calls.
 pub(crate) const CALLS: [c_long; 2] = [libc::SYS_unshare, libc::SYS_setns];
@@ -30,7 +30,7 @@ pub(crate) fn make_alone(call: &Call, make: impl Fn() -> isize) -> isize {
         call.nr as c_long == libc::SYS_setns || call.args[0] as c_int & WANT_ONE != 0;
     if !may_want_one
         || !refusals.contains(&result)
-        || !exit::is_owner()
+        || !owner::is_this_process()
         || state::engine().is_some()
     {
         return result;

@@ -15,7 +15,7 @@ use crate::pieces::PIECE;
 use crate::stop::{self, Why, stop, stop_inline};
 use crate::threads::Thread;
 use crate::{
-    alone, exit, forks, kept, masks, memory, monitor, noted, pieces, privileges, raw, rings,
+    alone, exit, forks, kept, masks, memory, monitor, noted, owner, pieces, privileges, raw, rings,
     special, stacks, state,
 };
 
@@ -504,7 +504,7 @@ fn forked(side: Side) {
         stop::only_this_thread();
         privileges::only_this_thread();
         monitor::no_monitor();
-        exit::belongs_to_this_process();
+        owner::belongs_to_this_process();
     }
     let Some(process) = state::engine() else {
         return;
@@ -530,7 +530,7 @@ fn is_confinement(mode: usize, filter: usize) -> bool {
 /// then on nothing is done for it any more.
 fn confined(all_threads: bool) {
     // A child that borrows this memory confines itself, not whom it borrows from.
-    if !exit::is_owner() {
+    if !owner::is_this_process() {
         return;
     }
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());

@@ -1,8 +1,8 @@
 //! How much of this process's memory counts as its own: what it shares with others, since a fork or of files, counts by parts.
 //!
-//! The system says what the parts are, and walks all pages for it: it is asked now and then. In between they are as they were, but for
-//! pages that were copied since, when somebody wrote to what a fork had shared: each such write is a fault, and faults are
-//! counted cheaply. So what counts may be too much for that time, but not too little.
+//! The system says what the parts are, and walks all pages for it: it is asked now and then. In between they are as they were,
+//! but for pages that were copied since, when somebody wrote to what a fork had shared: each such write is a fault, and faults
+//! are counted cheaply. So what counts may be too much for that time, but not too little.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use crate::{kept, raw};
 const FORKED_PAUSE: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// At most one part in so many of the time is spent on questions, and where more than one part in so many of the memory may have been
-/// copied since the last.
+/// At most one part in so many of the time is spent on questions, and where more than one part in so many of the memory may have
+/// been copied since the last.
 const SELDOM: u32 = 50;
 const OFTEN: u32 = 8;
 const COPIED: u64 = 16;
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) anonymous: bool,
     /// Pages of files.
     pub(crate) files: bool,
+    /// How often other processes have come and gone.
+    pub(crate) changes: u32,
 }
 
 /// The last answer.
@@ -38,8 +40,9 @@ pub(crate) struct Counted {
     /// How long to go by it, and how long it took.
     pause: Duration,
     took: Duration,
-    /// Faults of the process by then.
+    /// Faults of the process by then, and how often others had come and gone.
     faults: u64,
+    changes: u32,
 }
 
 impl Counted {
@@ -50,15 +53,20 @@ impl Counted {
         }
         let anonymous = resident.saturating_sub(files);
         let copied = self.copied(is_shared);
-        // Sooner where much may have been copied: too much counted is room that nobody uses.
+        // Sooner where much may have been copied: too much counted is room that nobody uses. At once where a child may have given
+        // up what it shared (exec): too little counted is room that others use.
         let is_due = |asked: Instant| {
             let since = asked.elapsed();
-            since >= self.pause || copied > anonymous / COPIED && since >= self.took * OFTEN
+            let is_old = self.changes != is_shared.changes;
+            is_old
+                || since >= self.pause
+                || copied > anonymous / COPIED && since >= self.took * OFTEN
         };
         if self.asked.is_none_or(is_due) {
             let start = Instant::now();
             // Before: a page that is copied meanwhile may be in the answer or not.
             self.faults = raw::minor_faults();
+            self.changes = is_shared.changes;
             if let Some((all, of_files)) = kept::proportional_bytes() {
                 self.anonymous.note(all - of_files, anonymous);
                 self.files.note(of_files, files);
@@ -137,6 +145,7 @@ mod tests {
         let alone = Shared {
             anonymous: false,
             files: false,
+            changes: 0,
         };
         assert_eq!(Counted::default().bytes(7 << 20, 3 << 20, alone), 7 << 20);
     }

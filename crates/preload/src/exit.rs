@@ -6,7 +6,7 @@ use std::io::{Read, Write as _};
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use rustix::fs::OFlags;
 use userswap::{FaultMode, Process};
@@ -17,24 +17,10 @@ use userswap_sys::signals::{Blocked, stderr_line};
 use userswap_sys::{PAGE_SIZE, descriptor};
 
 use crate::config::{Config, StatsFile};
-use crate::state;
 use crate::tree::Tree;
+use crate::{owner, state};
 
 static CONFIG: OnceLock<&'static Config> = OnceLock::new();
-
-/// The process whose memory this is.
-static OWNER: AtomicU32 = AtomicU32::new(0);
-
-/// This memory is this process's: at the start, and in a child of fork.
-pub(crate) fn belongs_to_this_process() {
-    // Relaxed: there is only this thread.
-    OWNER.store(std::process::id(), Ordering::Relaxed);
-}
-
-/// Whether this memory is this process's: not a parent's, borrowed until another program is started (vfork).
-pub(crate) fn is_owner() -> bool {
-    OWNER.load(Ordering::Relaxed) == std::process::id()
-}
 
 /// The file for statistics, open with a high number: at the end the process may not be allowed to open it any more. -1: there is
 /// none, or it could not be opened so far.
@@ -45,7 +31,7 @@ static WHICH: OnceLock<(u64, u64)> = OnceLock::new();
 
 /// What [`finish`] shall do.
 pub(crate) fn prepare(config: &'static Config) {
-    belongs_to_this_process();
+    owner::belongs_to_this_process();
     let _ = CONFIG.set(config);
     // Who reads from a pipe waits for its writers to be gone; and opening alone does something to some files.
     let may_be_kept = |file: &&StatsFile| match file {
@@ -77,7 +63,7 @@ pub(crate) fn finish() {
     static DONE: AtomicBool = AtomicBool::new(false);
     let Some(config) = CONFIG.get() else { return };
     // The end of a child that borrows this memory is not this process's.
-    if !is_owner() || DONE.swap(true, Ordering::Relaxed) {
+    if !owner::is_this_process() || DONE.swap(true, Ordering::Relaxed) {
         return;
     }
     let (_bypass, _blocked, _within) = (Bypass::new(), Blocked::new(), Within::new());

@@ -1,13 +1,15 @@
 //! The library that `userswap run` loads into a program: keeps the process under a memory limit by swapping its own
 //! memory, without the program's knowledge.
 //!
-//! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `maps` (what can be swapped), `share` (how
-//! a limit is shared), `tree` (with which processes), `stacks` (what stays), `forks` (who is the child), `raw`, `state` (whether the engine
-//! runs), `kept` (files about the process), `counted` (what of its memory counts), `files` (pages of files leave first), `exit` (what is said at the end), `privileges`
-//! (our threads have the program's), `monitor` (the thread that watches memory use), `alone` (calls that want one thread); for
-//! inline mode `stop` (where it cannot be), `alternate` (stacks for handlers), `threads` (what is known of each), `memory` (what
-//! system calls use), `noted` (calls before the engine starts), `pieces` (large reads and writes), `masks` (SIGBUS); `rings`
-//! (io_uring), `special` (calls that few programs make); `calls` (the program's system calls), `start` (this file).
+//! Modules, bottom-up: `alloc` (memory of its own), `config` (what was asked for), `owner` (whose memory this is), `maps` (what
+//! can be swapped), `share` (how a limit is shared), `tree` (with which processes), `stacks` (what stays), `forks` (who is the
+//! child), `raw`, `rest` (whether the program does anything), `state` (whether the engine runs), `kept` (files about the
+//! process), `counted` (what of its memory counts), `files` (pages of files leave first), `exit` (what is said at the end),
+//! `privileges` (our threads have the program's), `monitor` (the thread that watches memory use), `alone` (calls that want one
+//! thread); for inline mode `stop` (where it cannot be), `alternate` (stacks for handlers), `threads` (what is known of each),
+//! `memory` (what system calls use), `noted` (calls before the engine starts), `pieces` (large reads and writes), `masks`
+//! (SIGBUS); `rings` (io_uring), `special` (calls that few programs make); `calls` (the program's system calls), `start` (this
+//! file).
 
 mod alloc;
 mod alone;
@@ -24,9 +26,11 @@ mod masks;
 mod memory;
 mod monitor;
 mod noted;
+mod owner;
 mod pieces;
 mod privileges;
 mod raw;
+mod rest;
 mod rings;
 pub mod share;
 mod special;

@@ -15,6 +15,7 @@ use userswap_sys::{cpu, futex, mapping, own};
 use crate::config::Config;
 use crate::counted::{Counted, Shared};
 use crate::files::Files;
+use crate::rest::Rest;
 use crate::share::{Gives, Part};
 use crate::tree::Tree;
 use crate::{calls, exit, kept, maps, masks, noted, stacks, state, stop};
@@ -88,8 +89,10 @@ pub(crate) fn look_now() {
 /// What the program, which waits for the engine, may have in memory soon, in bytes.
 static SOON: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes in memory that count as other processes' of the tree.
+/// Bytes in memory that count as other processes' of the tree; [`NOT_KNOWN`] after a fork, until somebody looks.
 static OF_OTHERS: AtomicU64 = AtomicU64::new(0);
+
+const NOT_KNOWN: u64 = u64::MAX;
 
 /// The engine has taken on what the program had. What a call begins to use before that is left to the system, however large.
 static HAS_TAKEN_ON: AtomicBool = AtomicBool::new(false);
@@ -111,9 +114,13 @@ pub(crate) fn grew(bytes: usize) {
     // What has just been mapped may be used at once.
     let soon = kept::resident_bytes().unwrap_or(0) + bytes as u64;
     let at_first = || {
-        let share = TREE.get().map(|tree| tree.share(config.limit, 0).at_first);
+        let share = TREE
+            .get()
+            .map(|tree| tree.share(config.limit, 0, false).at_first);
         let of_others = OF_OTHERS.load(Ordering::Relaxed);
-        share.map_or(config.limit, |share| (share + of_others).min(config.limit))
+        share.map_or(config.limit, |share| {
+            share.saturating_add(of_others).min(config.limit)
+        })
     };
     if soon < at_first() / 2 {
         return;
@@ -318,6 +325,7 @@ pub(crate) fn ask(process: u32) {
 fn watch(config: &'static Config) {
     let tree = TREE.get();
     let mut counted = Counted::default();
+    let mut rest = Rest::default();
     let mut last = 0;
     let mut files = Files::new();
     loop {
@@ -338,11 +346,12 @@ fn watch(config: &'static Config) {
                 let is_shared = Shared {
                     anonymous: FORKED.load(Ordering::Relaxed),
                     files: tree.has_others(),
+                    changes: tree.changes(),
                 };
                 let bytes = counted.bytes(resident, of_files, is_shared);
                 let gives = gives();
                 tree.tell(Part { bytes, gives });
-                let share = tree.share(config.limit, last);
+                let share = tree.share(config.limit, last, rest.look());
                 last = share.bytes;
                 // What others count need not be counted here.
                 let of_others = resident - bytes;
@@ -404,17 +413,27 @@ fn gives() -> Gives {
     }
 }
 
-/// Whether the limit that the tree shares can be held with `used` bytes in use here.
+/// Whether the limit that the tree shares can be held with `used` bytes in use here, as far as is known.
 fn can_be_held(used: u64) -> bool {
-    let own = used.saturating_sub(OF_OTHERS.load(Ordering::Relaxed));
-    let (tree, config) = (TREE.get(), exit::config());
-    tree.zip(config)
-        .is_some_and(|(tree, config)| tree.can_be_held(config.limit, own))
+    own_part(used).is_none_or(|(tree, limit, own)| tree.can_be_held(limit, own))
+}
+
+/// Whether this process is the one to end, since that limit cannot be held.
+fn ends(used: u64) -> bool {
+    own_part(used).is_some_and(|(tree, limit, own)| tree.ends(limit, own))
+}
+
+/// The tree, its limit, and what counts as this process's own of `used` bytes; `None`: that is not known.
+fn own_part(used: u64) -> Option<(&'static Tree, u64, u64)> {
+    let of_others = OF_OTHERS.load(Ordering::Relaxed);
+    let own = (of_others != NOT_KNOWN).then(|| used.saturating_sub(of_others))?;
+    Some((TREE.get()?, exit::config()?.limit, own))
 }
 
 /// This process was made by fork, or has forked.
 pub(crate) fn shares_memory() {
     FORKED.store(true, Ordering::Relaxed);
+    OF_OTHERS.store(NOT_KNOWN, Ordering::Relaxed);
 }
 
 /// How long nothing can happen that matters before `mark` is reached.
@@ -454,7 +473,7 @@ fn begin(config: &Config, limit: u64) {
         .policy(config.policy)
         .strict(config.strict);
     let builder = match TREE.get() {
-        Some(_) => builder.shares_limit(config.limit, can_be_held),
+        Some(_) => builder.shares_limit(config.limit, can_be_held, ends),
         None => builder,
     };
     let process = match Process::start(builder) {
@@ -556,8 +575,11 @@ pub(crate) fn note_main_thread() {
     }
 }
 
+/// Bytes that are given up at a time: the others of the tree shall hear of them before all of it is gone.
+const GIVEN_UP: u64 = 4 << 20;
+
 fn keep(process: &Process, limit: u64, resident: u64) {
-    process.set_limit(limit);
+    process.set_limit(limit.max(resident.saturating_sub(GIVEN_UP)));
     process.note_resident(resident);
 }
 

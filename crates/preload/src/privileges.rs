@@ -10,7 +10,7 @@ use libc::c_long;
 use userswap_hook::Call;
 use userswap_sys::cpu;
 
-use crate::{exit, raw};
+use crate::{owner, raw};
 
 /// The calls by which the program changes privileges of the calling thread alone.
 pub(crate) const CHANGES: [c_long; 2] = [libc::SYS_capset, libc::SYS_prctl];
@@ -48,7 +48,7 @@ pub(crate) fn changed(call: &Call) {
         return;
     }
     // A child that borrows this memory (vfork) changes its own.
-    if !exit::is_owner() {
+    if !owner::is_this_process() {
         return;
     }
     let bits = prctl(libc::PR_GET_SECUREBITS, 0);

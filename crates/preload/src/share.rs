@@ -2,8 +2,9 @@
 //!
 //! The *level* is the part at which all of the limit is given out: who has less keeps what it has, the others get the level.
 //! Nobody knows what another wants, only what it has, so each works out its own share, again and again: what the others leave,
-//! and below the level more than that, a step at a time: those above it, who see the sum, make room meanwhile. In the end
-//! nobody is above the level who has not what others leave, and the sum is the limit.
+//! and below the level more than that, a step at a time: those above it, who see the sum, make room meanwhile. In the end nobody
+//! is above the level who has not what others leave, and the sum is the limit. Who rests gives way to the others, little by
+//! little; when it goes on it comes back to the level as one does who begins.
 
 /// What another process says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,51 +45,78 @@ const LEAST_STEP: u64 = 16;
 /// The sum is far over the limit by one part in so many of it.
 const FAR_OVER: u64 = 20;
 
+/// A process that rests gives up one part in so many of what it has at each look, while less than one part in so many of the
+/// limit is free: as long as others take it.
+const RESTING_STEP: u64 = 128;
+const RESTING_FROM: u64 = 32;
+
 /// Bytes that an engine may have free, two times what its marks are, where these are no larger part of its limit.
 const MOST_FREE: u64 = 2 << 20;
 
-/// Bytes that a process needs to run at all: code and data of its libraries and the engine, which cannot leave or come back at once.
+/// Bytes that a process needs to run at all: code and data of its libraries and the engine, which cannot leave or come back at
+/// once.
 const LEAST: u64 = 8 << 20;
 
 /// One part in so many of the limit is for those who hold it, whatever the others have; and no [`LEAST`] is more than that.
 const PROTECTED: u64 = 4;
 
-/// What of `limit` a process may have that has `own` bytes, and had `last` for its share. `is_over`: it cannot give up what it has
-/// more than that.
+/// A process that works out its share.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Own {
+    /// Bytes it has in memory.
+    pub bytes: u64,
+    /// Its share when it last looked.
+    pub last: u64,
+    /// It cannot give up what it has more than that.
+    pub is_over: bool,
+    /// It has done next to nothing of late.
+    pub rests: bool,
+}
+
+/// What of `limit` a process may have.
 #[must_use]
-pub fn share(
-    limit: u64,
-    own: u64,
-    last: u64,
-    is_over: bool,
-    others: impl Iterator<Item = Part> + Clone,
-) -> Share {
-    let sum: u64 = own + others.clone().map(|part| part.bytes).sum::<u64>();
+pub fn share(limit: u64, process: Own, others: impl Iterator<Item = Part> + Clone) -> Share {
+    let Own {
+        bytes: own,
+        last,
+        is_over,
+        rests,
+    } = process;
+    let sum = own.saturating_add(sum(others.clone().map(|part| part.bytes)));
     let held = held(limit, others.clone());
     // Among those who cannot nobody gives way to the others.
     let gives = |part: &Part| part.gives == Gives::Up || is_over && part.gives == Gives::NoMore;
     let stays = |part: &Part| !gives(part) && part.gives != Gives::Nothing;
     let bytes = |part: Part| part.bytes;
-    let pool = held.saturating_sub(others.clone().filter(stays).map(bytes).sum());
+    let pool = held.saturating_sub(self::sum(others.clone().filter(stays).map(bytes)));
     let those = others.filter(gives).map(bytes);
-    let left = pool.saturating_sub(those.clone().sum());
+    let left = pool.saturating_sub(self::sum(those.clone()));
     let level = level(pool, those.clone());
-    let peers = those.filter(|bytes| bytes.saturating_mul(2) >= own).count() as u64;
-    let grown = own + left.saturating_sub(own) / (peers + 1);
+    // What is left is not promised to each of several that may grow at the same time.
+    let peers = those.filter(|&bytes| bytes >= (own / 2).min(least(limit)));
+    let parts = peers.count() as u64 + 1;
+    let grown = |from: u64| from.min(left) + left.saturating_sub(from) / parts;
     let most_step = STEP.min(limit / 128);
-    let far_over = limit / FAR_OVER;
+    let far_over = (limit / FAR_OVER).max(1);
     let over = sum.saturating_sub(limit).min(far_over);
     // An engine keeps some of its share free: that it has less is no reason for a smaller one.
     let from = last.clamp(own, own + (own / 8).min(MOST_FREE.max(own / 32)));
     let step = (most_step * (far_over - over) / far_over).max(most_step / LEAST_STEP);
+    let mut most = grown(from).max(level.min(from + step));
+    if rests && sum + limit / RESTING_FROM >= limit {
+        most = most.min(own - own / RESTING_STEP);
+    }
     Share {
-        bytes: left.max(level.min(from + step)).max(least(limit)),
-        at_first: grown.max(level.min(limit / PROTECTED)).max(least(limit)),
+        bytes: most.max(least(limit)),
+        at_first: grown(own)
+            .max(own)
+            .max(level.min(limit / PROTECTED))
+            .max(least(limit)),
     }
 }
 
-/// Whether `limit` can be held where a process cannot do with less than `own` bytes, if every other gives up all it can; or is held
-/// as it is.
+/// Whether `limit` can be held where a process cannot do with less than `own` bytes, if every other gives up all it can; or is
+/// held as it is.
 #[must_use]
 pub fn can_be_held(limit: u64, own: u64, others: impl Iterator<Item = Part> + Clone) -> bool {
     let stays = |part: Part| match part.gives {
@@ -108,7 +136,12 @@ pub fn can_be_held(limit: u64, own: u64, others: impl Iterator<Item = Part> + Cl
     } else {
         held + held / FAR_OVER
     };
-    own.saturating_add(rest.sum()) <= most || own.saturating_add(others.map(stays).sum()) <= held
+    own.saturating_add(sum(rest)) <= most || own.saturating_add(sum(others.map(stays))) <= held
+}
+
+/// The sum of what stands in the table, whatever that is.
+pub(crate) fn sum(all: impl Iterator<Item = u64>) -> u64 {
+    all.fold(0, u64::saturating_add)
 }
 
 fn least(limit: u64) -> u64 {
@@ -118,7 +151,7 @@ fn least(limit: u64) -> u64 {
 /// What is left of `limit` for the processes that hold it.
 fn held(limit: u64, others: impl Iterator<Item = Part>) -> u64 {
     let free = others.filter(|part| part.gives == Gives::Nothing);
-    let taken = free.map(|part| part.bytes).sum();
+    let taken = sum(free.map(|part| part.bytes));
     limit.saturating_sub(taken).max(limit / PROTECTED)
 }
 
@@ -156,8 +189,20 @@ mod tests {
         })
     }
 
+    fn having(mib: u64) -> Own {
+        Own {
+            bytes: mib * MIB,
+            ..Own::default()
+        }
+    }
+
     fn mib_of(limit: u64, own: u64, is_over: bool, those: &[(u64, Gives)]) -> u64 {
-        share(limit * MIB, own * MIB, 0, is_over, parts(those)).bytes / MIB
+        let own = Own {
+            bytes: own * MIB,
+            is_over,
+            ..Own::default()
+        };
+        share(limit * MIB, own, parts(those)).bytes / MIB
     }
 
     #[test]
@@ -165,12 +210,14 @@ mod tests {
         use Gives::Up;
         assert_eq!(mib_of(100, 0, false, &[]), 100);
         assert_eq!(mib_of(100, 30, false, &[]), 100);
-        assert_eq!(mib_of(100, 30, false, &[(10, Up), (5, Up)]), 85);
+        assert_eq!(mib_of(100, 30, false, &[(7, Up), (5, Up)]), 88);
+        // The other may grow at the same time: half of the 60 that are left.
+        assert_eq!(mib_of(100, 30, false, &[(10, Up)]), 60);
         // 100 = 10 + 45 + 45.
         assert_eq!(mib_of(100, 45, false, &[(10, Up), (60, Up)]), 45);
         assert_eq!(mib_of(100, 60, false, &[(10, Up), (45, Up)]), 45);
-        // Nobody else uses the rest.
-        assert_eq!(mib_of(100, 60, false, &[(10, Up), (20, Up)]), 70);
+        // Nobody else uses the rest: it comes to 70 in the end.
+        assert_eq!(mib_of(100, 60, false, &[(10, Up), (20, Up)]), 63);
     }
 
     #[test]
@@ -178,10 +225,10 @@ mod tests {
         let limit = 128 * MIB;
         let grows_by = |own: u64, other: u64| {
             let others = [(other, Gives::Up)];
-            share(limit, own * MIB, 0, false, parts(&others)).bytes - own * MIB
+            share(limit, having(own), parts(&others)).bytes - own * MIB
         };
         assert_eq!(grows_by(20, 108), 256 << 10);
-        assert_eq!(grows_by(20, 100), 8 * MIB, "what is left");
+        assert_eq!(grows_by(20, 100), 4 * MIB, "half of what is left");
         let slower = grows_by(20, 110);
         assert!((16 << 10) < slower && slower < 256 << 10, "{slower}");
         assert_eq!(grows_by(20, 120), 16 << 10, "far over: slowly");
@@ -189,7 +236,10 @@ mod tests {
         assert_eq!(grows_by(64, 120), 0, "the level");
         let last = 20 * MIB + (500 << 10);
         let others = [(120, Gives::Up)];
-        let goes_on = |last| share(limit, 20 * MIB, last, false, parts(&others)).bytes;
+        let goes_on = |last| {
+            let own = Own { last, ..having(20) };
+            share(limit, own, parts(&others)).bytes
+        };
         assert_eq!(goes_on(last), last + (16 << 10), "kept free");
         assert_eq!(goes_on(30 * MIB), 22 * MIB + (16 << 10), "not used");
         assert_eq!(grows_by(2, 126), 6 * MIB, "what is needed to run at all");
@@ -217,7 +267,7 @@ mod tests {
     fn an_engine_starts_when_it_may_be_needed_and_no_sooner() {
         use Gives::Up;
         let at_first = |own: u64, those: &[(u64, Gives)]| {
-            share(100 * MIB, own * MIB, 0, false, parts(those)).at_first / MIB
+            share(100 * MIB, having(own), parts(those)).at_first / MIB
         };
         assert_eq!(at_first(10, &[]), 100);
         assert_eq!(at_first(10, &[(3, Up)]), 97);
@@ -250,6 +300,7 @@ mod tests {
         /// Its share when it last looked.
         last: u64,
         is_stopped: bool,
+        rests: bool,
     }
 
     /// What an engine keeps free.
@@ -268,8 +319,15 @@ mod tests {
                 has,
                 last,
                 is_stopped,
+                rests,
             } = all[at];
-            let share = share(limit, has, last, false, others).bytes;
+            let own = Own {
+                bytes: has,
+                last,
+                is_over: false,
+                rests,
+            };
+            let share = share(limit, own, others).bytes;
             if !is_stopped {
                 all[at].last = share;
                 let aim = (share - FREE).min(wants);
@@ -296,6 +354,7 @@ mod tests {
                     has: 0,
                     last: 0,
                     is_stopped: false,
+                    rests: false,
                 })
                 .collect();
             // The first is there alone at first; nobody is held up before it can run.
@@ -340,6 +399,7 @@ mod tests {
             has: 0,
             last: 0,
             is_stopped: false,
+            rests: false,
         }; 3];
         (0..2000).for_each(|_| look(limit, &mut all[..1]));
         all[0].is_stopped = true;
@@ -348,5 +408,39 @@ mod tests {
         all[0].is_stopped = false;
         (0..2000).for_each(|_| look(limit, &mut all));
         assert_eq!(all.map(|one| (one.has + FREE) / MIB), [32, 32, 32]);
+    }
+
+    #[test]
+    fn one_that_rests_gives_way_and_comes_back() {
+        let limit = 96 * MIB;
+        let simulated = |wants: u64| Simulated {
+            wants: wants * MIB,
+            has: 0,
+            last: 0,
+            is_stopped: false,
+            rests: false,
+        };
+        let mut all = [simulated(60), simulated(50), simulated(50)];
+        let mib = |all: &[Simulated; 3]| all.map(|one| (one.has + FREE) / MIB);
+        (0..8000).for_each(|_| look(limit, &mut all));
+        assert_eq!(mib(&all), [32, 32, 32]);
+        all[0].rests = true;
+        (0..8000).for_each(|_| look(limit, &mut all));
+        assert_eq!(mib(&all), [8, 44, 44], "what is needed to run at all");
+        // Others that have enough take no more.
+        all[1].wants = 20 * MIB;
+        all[2].wants = 20 * MIB;
+        (0..8000).for_each(|_| look(limit, &mut all));
+        assert_eq!(mib(&all)[0], 53, "most of what they leave");
+        all[0].rests = false;
+        all[1].wants = 50 * MIB;
+        all[2].wants = 50 * MIB;
+        (0..8000).for_each(|_| look(limit, &mut all));
+        assert_eq!(mib(&all), [32, 32, 32]);
+        let alone = Own {
+            rests: true,
+            ..having(40)
+        };
+        assert_eq!(share(limit, alone, parts(&[])).bytes, limit);
     }
 }

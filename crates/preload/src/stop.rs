@@ -7,7 +7,7 @@ use userswap::{FaultMode, Process};
 use userswap_hook::{Bypass, Call};
 use userswap_sys::signals::Blocked;
 
-use crate::{calls, exit, monitor, raw, state};
+use crate::{calls, monitor, owner, raw, state};
 
 /// Why eviction cannot go on: the kernel would use memory without our knowing, a fault could not be handled, or the program wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub(crate) fn stop_inline(reason: Why) {
     let here = 0_u8;
     let is_taken = |engine: &Process| engine.has_taken(std::ptr::from_ref(&here) as usize);
     // And where the memory is only borrowed (vfork): the descriptors are this one's own, and end with it.
-    let is_owner = exit::is_owner();
+    let is_owner = owner::is_this_process();
     let not_me = reason == Why::Stack || !is_owner || state::engine().is_some_and(is_taken);
     let mut looks = 0;
     while is_due() {

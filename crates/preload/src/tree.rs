@@ -11,16 +11,25 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 use userswap_sys::file_ref::FileRef;
 use userswap_sys::{own, place};
 
-use crate::share::{self, Gives, Part, Share};
+use crate::owner;
+use crate::share::{self, Gives, Own, Part, Share};
 
 /// Processes that can share a limit.
 pub const ROWS: usize = 4095;
+
+/// What the table is like: a library of another version makes nothing of it.
+const SHAPE: u32 = 2;
 
 #[repr(C)]
 struct Table {
     /// No row from this one on was ever used.
     used: AtomicU32,
-    unused: [u32; 3],
+    /// How often a process has begun, been executed, or gone.
+    changes: AtomicU32,
+    /// The process that is about to end itself, since the limit cannot be held; 0: none.
+    ends: AtomicU32,
+    /// [`SHAPE`].
+    shape: AtomicU32,
     rows: [Row; ROWS],
 }
 
@@ -68,7 +77,9 @@ impl Tree {
     /// What the system said.
     pub fn create(file: &File) -> std::io::Result<Self> {
         file.set_len(size_of::<Table>() as u64)?;
-        Self::map(file)
+        let tree = Self::map(file)?;
+        tree.table.shape.store(SHAPE, Ordering::Relaxed);
+        Ok(tree)
     }
 
     /// Opens the file; `None`: it is not there, or not such a file.
@@ -76,7 +87,8 @@ impl Tree {
     pub fn open(file: &FileRef) -> Option<Self> {
         let file = File::from(file.open(OFlags::RDWR).ok()?);
         let whole = file.metadata().ok()?.len() == size_of::<Table>() as u64;
-        whole.then(|| Self::map(&file).ok()).flatten()
+        let tree = whole.then(|| Self::map(&file).ok()).flatten()?;
+        (tree.table.shape.load(Ordering::Relaxed) == SHAPE).then_some(tree)
     }
 
     fn map(file: &File) -> std::io::Result<Self> {
@@ -112,24 +124,50 @@ impl Tree {
 
     /// Says that this process gives up nothing from now on.
     pub(crate) fn give_nothing(&self) {
-        if let Some(row) = self.row_of(std::process::id()) {
+        if let Some(row) = self.row_of(owner::process()) {
             row.resident.fetch_or(NOTHING, Ordering::Relaxed);
         }
     }
 
     /// What of `limit` this process may have, by what it has told, where its share was `last` bytes before.
     #[must_use]
-    pub fn share(&self, limit: u64, last: u64) -> Share {
-        let own = self.row_of(std::process::id()).map(Row::part);
+    pub fn share(&self, limit: u64, last: u64, rests: bool) -> Share {
+        let own = self.row_of(owner::process()).map(Row::part);
         let own = own.unwrap_or_default();
         let is_over = own.gives != Gives::Up;
-        share::share(limit, own.bytes, last, is_over, self.others())
+        let own = Own {
+            bytes: own.bytes,
+            last,
+            is_over,
+            rests: rests && !is_over,
+        };
+        share::share(limit, own, self.others())
     }
 
     /// Whether `limit` can be held where this process cannot do with less than `own` bytes.
     #[must_use]
     pub fn can_be_held(&self, limit: u64, own: u64) -> bool {
         share::can_be_held(limit, own, self.others())
+    }
+
+    /// Whether this process, which cannot do with less than `own` bytes, is to end since `limit` cannot be held. Then it is gone
+    /// for the others, who may do with what it had: not all of them shall end.
+    pub(crate) fn ends(&self, limit: u64, own: u64) -> bool {
+        let me = owner::process();
+        let ends = &self.table.ends;
+        // Acquire, release: who ends after another sees that one gone.
+        if ends
+            .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            return false;
+        }
+        let is_due = !self.can_be_held(limit, own);
+        if is_due {
+            self.leave();
+        }
+        ends.store(0, Ordering::Release);
+        is_due
     }
 
     /// Whether there is another process.
@@ -140,11 +178,11 @@ impl Tree {
     /// Bytes that all processes have in memory.
     #[must_use]
     pub fn resident(&self) -> u64 {
-        self.parts(0).map(|part| part.bytes).sum()
+        share::sum(self.parts(0).map(|part| part.bytes))
     }
 
     fn others(&self) -> impl Iterator<Item = Part> + Clone {
-        self.parts(std::process::id())
+        self.parts(owner::process())
     }
 
     /// What all say but `process`.
@@ -162,6 +200,16 @@ impl Tree {
         &self.table.rows[..used.min(ROWS)]
     }
 
+    /// Changes when a process begins, is executed, or goes: what others shared with it may be theirs alone now.
+    pub(crate) fn changes(&self) -> u32 {
+        // Relaxed, here and below: only its being different counts.
+        self.table.changes.load(Ordering::Relaxed)
+    }
+
+    fn note_change(&self) {
+        self.table.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Takes out the rows of processes for which `is_gone`.
     pub fn sweep(&self, is_gone: impl Fn(u32) -> bool) {
         for row in self.rows() {
@@ -171,6 +219,7 @@ impl Tree {
                 row.asked.store(NOT_ASKED, Ordering::Relaxed);
                 // Release: whoever takes the row finds it empty.
                 row.process.store(0, Ordering::Release);
+                self.note_change();
             }
         }
     }
@@ -190,7 +239,7 @@ impl Tree {
 
     /// Whether this process is asked.
     pub(crate) fn is_asked(&self) -> bool {
-        let row = self.row_of(std::process::id());
+        let row = self.row_of(owner::process());
         row.is_some_and(|row| row.asked.load(Ordering::Relaxed) == ASKED)
     }
 
@@ -201,15 +250,16 @@ impl Tree {
 
     /// This process has been executed: what it has answered was another program's word.
     pub(crate) fn begin(&self) {
+        self.note_change();
         self.set_asked(NOT_ASKED);
-        if let Some(row) = self.row_of(std::process::id()) {
+        if let Some(row) = self.row_of(owner::process()) {
             let gives = !(NO_MORE | NOTHING);
             row.resident.fetch_and(gives, Ordering::Relaxed);
         }
     }
 
     fn set_asked(&self, asked: u32) {
-        if let Some(row) = self.row_of(std::process::id()) {
+        if let Some(row) = self.row_of(owner::process()) {
             row.asked.store(asked, Ordering::Release);
         }
     }
@@ -221,12 +271,12 @@ impl Tree {
 
     /// This process is gone.
     pub fn leave(&self) {
-        let me = std::process::id();
+        let me = owner::process();
         self.sweep(|process| process == me);
     }
 
     fn own_row(&self) -> Option<&Row> {
-        let me = std::process::id();
+        let me = owner::process();
         self.row_of(me).or_else(|| {
             let mut rows = self.table.rows.iter().zip(1..);
             let found = rows.find(|(row, number)| {
@@ -258,13 +308,12 @@ mod tests {
         let tree = Tree::create(&file).expect("a table");
         let meant = FileRef::new(&file, path.clone()).expect("its numbers");
         let again = Tree::open(&meant).expect("the same file");
-        std::fs::remove_file(&path).expect("it is there");
         let limit = 100 << 20;
         let tell = |mib: u64, gives| {
             let bytes = mib << 20;
             tree.tell(Part { bytes, gives });
         };
-        let shares = |of: &Tree| of.share(limit, 0).bytes >> 20;
+        let shares = |of: &Tree| of.share(limit, 0, false).bytes >> 20;
         assert_eq!(shares(&tree), 100);
         tell(30, Gives::Up);
         assert_eq!(again.resident(), 30 << 20);
@@ -292,7 +341,9 @@ mod tests {
         tree.give_nothing();
         let gives = || again.row_of(std::process::id()).map(|row| row.part().gives);
         assert_eq!(gives(), Some(Gives::Nothing));
+        let changes = tree.changes();
         tree.begin();
+        assert_ne!(again.changes(), changes);
         assert_eq!(gives(), Some(Gives::Up), "another program");
         // Whatever stands there.
         again.table.used.store(u32::MAX, Ordering::Relaxed);
@@ -306,10 +357,18 @@ mod tests {
         assert!(!again.ask(me) && !tree.is_asked());
         tree.begin();
         assert!(again.ask(me), "another program");
-        tree.leave();
-        assert_eq!(tree.resident(), 0);
+        tell(101, Gives::NoMore);
+        assert!(!tree.ends(limit, 100 << 20), "it can be held");
+        again.table.ends.store(1, Ordering::Relaxed);
+        assert!(!tree.ends(limit, 101 << 20), "another ends");
+        again.table.ends.store(0, Ordering::Relaxed);
+        assert!(tree.ends(limit, 101 << 20));
+        assert_eq!(tree.resident(), 0, "gone");
+        again.table.shape.store(SHAPE - 1, Ordering::Relaxed);
+        assert!(Tree::open(&meant).is_none(), "another version's");
         tell(1, Gives::Up);
         assert!(!tree.is_asked(), "a new one");
+        std::fs::remove_file(&path).expect("it is there");
         tree.leave();
     }
 }
