@@ -159,11 +159,22 @@ fn wait(child: &mut Child, tree: &Tree) -> anyhow::Result<(ExitStatus, u64)> {
 
 /// Whether a process is not there any more, or only for its parent to ask how it ended.
 fn is_gone(process: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
-    stat.map_or(true, |stat| {
-        let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
-        matches!(state, Some(b'Z' | b'X'))
-    })
+    let stat = match std::fs::read(format!("/proc/{process}/stat")) {
+        Ok(stat) => stat,
+        // Whatever else goes wrong says nothing.
+        Err(error) => {
+            let gone = [Errno::NOENT, Errno::SRCH].map(Errno::raw_os_error);
+            return error
+                .raw_os_error()
+                .is_some_and(|errno| gone.contains(&errno));
+        }
+    };
+    // Behind the name, which may hold anything: the state, and later the number of threads. The first of several may have ended
+    // before the others.
+    let name_end = stat.windows(2).rposition(|two| two == b") ");
+    let rest = name_end.map_or(&[][..], |end| &stat[end + 2..]);
+    let fields: Vec<_> = rest.split(|&byte| byte == b' ').collect();
+    matches!(fields.first(), Some(&b"Z" | &b"X")) && fields.get(17) == Some(&&b"1"[..])
 }
 
 /// How faults are handled. Auto: inline, and in threads what cannot be so, where the host permits both.

@@ -278,8 +278,7 @@ struct PoolSize {
     staging: usize,
     scratch: usize,
     reserve: usize,
-    /// Threads that write blocks out at once, so that what they have in hand stays within a fortieth of
-    /// the limit.
+    /// Threads that write blocks out at once, whatever the limit.
     most_working: usize,
 }
 
@@ -292,17 +291,16 @@ impl PoolSize {
     /// For a limit of `share`, which may become as much as `limit`.
     fn for_limit(limit: Option<u64>, share: Option<u64>) -> Self {
         let cpus = cpu::count();
-        let blocks = blocks_for(limit);
         let inactive = Inactive::target_for(limit);
         Self {
             // Staging is address space; memory is in it only while pages are. Blocks are often staged in
             // part, so there are more of them than their memory would fill.
             staging: (inactive * 2).max(16) + 2 * cpus,
             // As many faults can wait for a slow device at once; only blocks that are used take memory.
-            scratch: (blocks / 32).clamp(2, 256),
+            scratch: (blocks_for(share) / 32).clamp(2, 256),
             // Only faults that bring many pages use it, and its memory is nobody's meanwhile.
             reserve: (blocks_for(share) / 128).clamp(1, 16),
-            most_working: (blocks / 40).clamp(1, 2 * cpus),
+            most_working: 2 * cpus,
         }
     }
 }

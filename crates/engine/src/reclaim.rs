@@ -40,6 +40,9 @@ const DENSITY_PERIOD: u64 = 4;
 /// Milliseconds within which a share of a limit grows, if it does: on a busy machine who looks may not run sooner.
 const GROWS_WITHIN: u32 = 20;
 
+/// How often a charge waits for that.
+const MOST_WAITS: u32 = 8;
+
 /// Bytes of holes in the store that are not worth moving anything for.
 const COMPACT_FROM: u64 = 1 << 20;
 
@@ -157,17 +160,18 @@ impl Shared {
     /// same, and that is said once.
     pub(crate) fn make_room(&self, pages: u64) {
         let needed = || self.used_bytes() + pages * PAGE_SIZE as u64;
-        let mut limit = self.budget.limit();
-        loop {
+        let mut most = self.budget.limit();
+        for _ in 0..MOST_WAITS {
             if self.find_room(pages) {
                 return;
             }
             // It has little that could leave: where others make room, its share grows.
-            let before = std::mem::replace(&mut limit, self.budget.limit());
-            let grew = limit > before || self.may_be_held(needed()) && self.share_grows(limit);
+            let grew =
+                self.budget.limit() > most || self.may_be_held(needed()) && self.share_grows(most);
             if !grew {
                 break;
             }
+            most = most.max(self.budget.limit());
         }
         let (used, needed) = (self.used_bytes(), needed());
         if self.strict && self.is_to_end(needed) {
@@ -297,7 +301,9 @@ impl Shared {
         let working = Working(&self.working);
         // Relaxed: a hint to others, and a bound that one more or less does not hurt.
         let before = self.working.fetch_add(1, Ordering::Relaxed);
-        (before < self.most_working).then_some(working)
+        // What they have in hand stays within a fortieth of the limit.
+        let fit = blocks_for(self.budget.limit()) / 40;
+        (before < fit.clamp(1, self.most_working)).then_some(working)
     }
 
     /// Chunks of all regions that may have something in memory.

@@ -110,6 +110,14 @@ impl Counters {
         shard.pages_in.fetch_add(pages as u64, Ordering::Relaxed);
     }
 
+    /// Pages mapped, by faults and ahead of them.
+    pub(crate) fn pages_in(&self) -> u64 {
+        let shards = self.shards.iter();
+        shards
+            .map(|shard| shard.pages_in.load(Ordering::Relaxed))
+            .sum()
+    }
+
     pub(crate) fn fill(&self, stats: &mut Stats) {
         let sum = |field: fn(&Shard) -> &AtomicU64| {
             self.shards
@@ -118,7 +126,7 @@ impl Counters {
                 .sum()
         };
         stats.faults = sum(|shard| &shard.faults);
-        stats.pages_in = sum(|shard| &shard.pages_in);
+        stats.pages_in = self.pages_in();
         stats.waits = sum(|shard| &shard.waits);
         stats.stalled_ns = sum(|shard| &shard.stalled_ns);
         stats.pages_out = self.pages_out.load(Ordering::Relaxed);

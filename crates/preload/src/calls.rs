@@ -5,18 +5,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_long};
 use userswap::{Process, Side};
-use userswap_hook::{Bypass, Call, Decision, Handlers};
+use userswap_hook::{Call, Decision, Handlers};
 use userswap_sys::ranges::Ranges;
 use userswap_sys::signals::Blocked;
 use userswap_sys::{PAGE_SIZE, cpu, own};
 
 use crate::maps::LEAST;
 use crate::pieces::PIECE;
-use crate::stop::{self, Why, stop, stop_inline};
+use crate::stop::{Why, stop, stop_inline};
 use crate::threads::Thread;
 use crate::{
-    alone, exit, forks, kept, masks, memory, monitor, noted, owner, pieces, privileges, raw, rings,
-    special, stacks, state,
+    alone, descriptors, exit, forks, masks, memory, monitor, noted, pieces, privileges, processes,
+    raw, rings, special, stacks, state,
 };
 
 /// The calls looked at.
@@ -134,7 +134,7 @@ impl Handlers for Calls {
             }
             return;
         }
-        let side = if makes_process(call) {
+        let side = if processes::makes_process(call) {
             forks::side()
         } else {
             None
@@ -175,7 +175,7 @@ impl Handlers for Calls {
         // Its arguments may be gone by now: a new thread comes here, too.
         if let Some(child) = side {
             crate::OWN.release();
-            forked(match (child, result) {
+            processes::forked(match (child, result) {
                 (true, _) => Side::Child,
                 (false, 0..) => Side::Parent,
                 (false, _) => Side::Failed,
@@ -193,18 +193,6 @@ impl Handlers for Calls {
 /// Whether the calling thread is ours, be it that it has not said so yet.
 fn is_ours() -> bool {
     own::is_thread(cpu::thread()) || own::thread_is_coming() && Blocked::as_a_thread_of_ours()
-}
-
-/// What is looked at follows from who handles faults now.
-pub(crate) fn look_again() {
-    if state::sees_all() {
-        userswap_hook::look_again();
-    }
-}
-
-/// Whether a call may have made a process.
-fn makes_process(call: &Call) -> bool {
-    [libc::SYS_clone, libc::SYS_clone3, libc::SYS_fork].contains(&(call.nr as c_long))
 }
 
 /// What a call that changes the address space, the process or our descriptors does to us.
@@ -255,7 +243,7 @@ fn change_process(call: &mut Call) -> Decision {
             Calls.after(call, result);
             Decision::Return(result)
         }
-        libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if is_fork(call) => {
+        libc::SYS_clone | libc::SYS_clone3 | libc::SYS_fork if processes::is_fork(call) => {
             monitor::hold_to_fork();
             forks::begin();
             if let Some(process) = state::engine() {
@@ -265,7 +253,7 @@ fn change_process(call: &mut Call) -> Decision {
             Decision::Run
         }
         libc::SYS_clone | libc::SYS_clone3
-            if clone_flags(call).is_some_and(memory::shares_thread_local) =>
+            if processes::clone_flags(call).is_some_and(memory::shares_thread_local) =>
         {
             stop(Why::SharedThread);
             Decision::Run
@@ -298,20 +286,20 @@ fn change_process(call: &mut Call) -> Decision {
         }
         libc::SYS_prctl
             if call.args[0] as c_int == libc::PR_SET_SECCOMP
-                && is_confinement(call.args[1], call.args[2]) =>
+                && processes::is_confinement(call.args[1], call.args[2]) =>
         {
-            confined(false);
+            processes::confined(false);
             Decision::Run
         }
         libc::SYS_seccomp
             if call.args[0] as u32 <= libc::SECCOMP_SET_MODE_FILTER
-                && is_confinement(call.args[0] + 1, call.args[2]) =>
+                && processes::is_confinement(call.args[0] + 1, call.args[2]) =>
         {
-            confined(call.args[1] & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0);
+            processes::confined(call.args[1] & libc::SECCOMP_FILTER_FLAG_TSYNC as usize != 0);
             Decision::Run
         }
         libc::SYS_close | libc::SYS_close_range | libc::SYS_dup2 | libc::SYS_dup3 => {
-            keep_open(call)
+            descriptors::keep_open(call, make)
         }
         libc::SYS_exit_group => {
             exit::finish();
@@ -480,65 +468,6 @@ fn grew(pages: Range<usize>) {
     }
 }
 
-/// Whether a call makes a process with an address space of its own.
-fn is_fork(call: &Call) -> bool {
-    clone_flags(call).is_some_and(|flags| flags & libc::CLONE_VM as usize == 0)
-}
-
-/// The flags of a call that makes a thread or a process.
-fn clone_flags(call: &Call) -> Option<usize> {
-    match call.nr as c_long {
-        libc::SYS_fork => Some(0),
-        libc::SYS_clone => Some(call.args[0]),
-        // SAFETY: the first word of clone's arguments, which the kernel is about to read, or has read.
-        _ => (call.args[1] >= size_of::<u64>())
-            .then(|| unsafe { *(call.args[0] as *const u64) as usize }),
-    }
-}
-
-fn forked(side: Side) {
-    monitor::release_from_fork();
-    monitor::shares_memory();
-    if side == Side::Child {
-        state::only_this_thread();
-        stop::only_this_thread();
-        privileges::only_this_thread();
-        monitor::no_monitor();
-        owner::belongs_to_this_process();
-    }
-    let Some(process) = state::engine() else {
-        return;
-    };
-    if let Err(error) = process.fork_end(side) {
-        userswap_sys::signals::stderr_line(format_args!(
-            "userswap: a child process cannot be given its swapped memory ({error}); ending it"
-        ));
-        std::process::abort();
-    }
-    if side == Side::Child {
-        // Until it has handler threads.
-        look_again();
-    }
-}
-
-/// Whether a call sets a mode of seccomp: who asks only whether there is such a thing names no filter.
-fn is_confinement(mode: usize, filter: usize) -> bool {
-    mode == libc::SECCOMP_MODE_STRICT as usize || filter != 0
-}
-
-/// The program is about to confine its system calls: ours could end it. What there is to write is written now, and from
-/// then on nothing is done for it any more.
-fn confined(all_threads: bool) {
-    // A child that borrows this memory confines itself, not whom it borrows from.
-    if !owner::is_this_process() {
-        return;
-    }
-    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
-    exit::finish();
-    monitor::confined(all_threads);
-    userswap_hook::set_active(false);
-}
-
 fn stop_recycling() {
     RECYCLE.store(false, Ordering::Relaxed);
     if let Some(process) = state::engine() {
@@ -555,49 +484,6 @@ pub(crate) fn may_recycle() -> bool {
     RECYCLE.load(Ordering::Relaxed)
 }
 
-/// Descriptors of ours stay open: closing one would turn what is swapped out into zeros.
-fn keep_open(call: &Call) -> Decision {
-    let mut ours = kept::numbers().to_vec();
-    ours.push(exit::descriptor());
-    ours.extend(state::engine().into_iter().flat_map(Process::descriptors));
-    ours.retain(|&fd| fd >= 0);
-    let is_ours = |fd: usize| ours.contains(&(fd as c_int));
-    let bad_descriptor = Decision::Return(-(libc::EBADF as isize));
-    match call.nr as c_long {
-        libc::SYS_close if is_ours(call.args[0]) => bad_descriptor,
-        libc::SYS_dup2 | libc::SYS_dup3 if is_ours(call.args[1]) => bad_descriptor,
-        libc::SYS_close_range => {
-            let (first, last) = (call.args[0] as u32, call.args[1] as u32);
-            let mut sorted = ours;
-            sorted.sort_unstable();
-            let mut from = first;
-            let part = |start: u32, end: u32| {
-                let mut part = *call;
-                (part.args[0], part.args[1]) = (start as usize, end as usize);
-                make(&part)
-            };
-            for fd in sorted {
-                let fd = fd as u32;
-                if fd < from || fd > last {
-                    continue;
-                }
-                if fd > from {
-                    let result = part(from, fd - 1);
-                    if result < 0 {
-                        return Decision::Return(result);
-                    }
-                }
-                from = fd + 1;
-            }
-            if from == first {
-                return Decision::Run;
-            }
-            Decision::Return(if from <= last { part(from, last) } else { 0 })
-        }
-        _ => Decision::Run,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -609,20 +495,5 @@ mod tests {
         assert_eq!(range(0x1000, 0x2000), 0x1000..0x3000);
         assert_eq!(range(usize::MAX - 5, 100).len(), 0);
         assert_eq!(range(0x1000, usize::MAX).end, 1 << 47);
-    }
-
-    #[test]
-    fn only_a_new_address_space_is_a_fork() {
-        let clone =
-            |flags: c_int| Call::new(libc::SYS_clone as usize, [flags as usize, 0, 0, 0, 0, 0]);
-        assert!(is_fork(&clone(libc::SIGCHLD)));
-        assert!(!is_fork(&clone(libc::CLONE_VM | libc::CLONE_VFORK)));
-        assert!(is_fork(&Call::new(libc::SYS_fork as usize, [0; 6])));
-        let arguments = [libc::CLONE_VM as u64; 8];
-        let clone3 = Call::new(
-            libc::SYS_clone3 as usize,
-            [arguments.as_ptr() as usize, 64, 0, 0, 0, 0],
-        );
-        assert!(!is_fork(&clone3));
     }
 }

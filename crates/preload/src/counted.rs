@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use userswap_sys::PAGE_SIZE;
 
-use crate::{kept, raw};
+use crate::kept;
+use crate::raw::{self, Whose};
 
 /// At least between two questions: where a fork is undone page by page, and otherwise.
 const FORKED_PAUSE: Duration = Duration::from_millis(10);
@@ -58,14 +59,13 @@ impl Counted {
         let is_due = |asked: Instant| {
             let since = asked.elapsed();
             let is_old = self.changes != is_shared.changes;
-            is_old
-                || since >= self.pause
-                || copied > anonymous / COPIED && since >= self.took * OFTEN
+            let is_wanted = is_old || copied > anonymous / COPIED;
+            since >= self.pause || is_wanted && since >= self.took * OFTEN
         };
         if self.asked.is_none_or(is_due) {
             let start = Instant::now();
             // Before: a page that is copied meanwhile may be in the answer or not.
-            self.faults = raw::minor_faults();
+            self.faults = raw::usage(Whose::Process).minor_faults;
             self.changes = is_shared.changes;
             if let Some((all, of_files)) = kept::proportional_bytes() {
                 self.anonymous.note(all - of_files, anonymous);
@@ -91,7 +91,10 @@ impl Counted {
     /// Bytes that may have been copied since the last answer.
     fn copied(&self, is_shared: Shared) -> u64 {
         if is_shared.anonymous {
-            raw::minor_faults().saturating_sub(self.faults) * PAGE_SIZE as u64
+            raw::usage(Whose::Process)
+                .minor_faults
+                .saturating_sub(self.faults)
+                * PAGE_SIZE as u64
         } else {
             0
         }

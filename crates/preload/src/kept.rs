@@ -2,8 +2,10 @@
 //! would take the lowest free number from under the program, which may count on getting it.
 
 use std::fs::File;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
@@ -70,10 +72,11 @@ impl Kept {
     }
 
     /// All of what it says now, however long.
-    pub(crate) fn read_all(&self) -> Option<String> {
+    pub(crate) fn read_all(&self) -> Option<Text> {
         let text = self.with(|file| {
             // One mapping from the first line to the last: a smaller one, outgrown by a long text, would stand in it and be gone.
-            let mut text = Vec::with_capacity(LONGEST_TEXT);
+            let spare = SPARE.try_lock().ok().and_then(|mut spare| spare.take());
+            let mut text = spare.unwrap_or_else(|| Vec::with_capacity(LONGEST_TEXT));
             let mut part = [0; PAGE_SIZE];
             loop {
                 let len = file.read_at(&mut part, text.len() as u64).ok()?;
@@ -83,7 +86,7 @@ impl Kept {
                 text.extend_from_slice(&part[..len]);
             }
         })??;
-        String::from_utf8(text).ok()
+        String::from_utf8(text).ok().map(Text)
     }
 
     /// What it says now, in a page at most.
@@ -91,6 +94,37 @@ impl Kept {
         let mut text = [0; PAGE_SIZE];
         let len = self.with(|file| file.read_at(&mut text, 0))?.ok()?;
         String::from_utf8(text[..len].to_vec()).ok()
+    }
+}
+
+/// Memory for the next text. Addresses for our memory are not used twice, so there is none for each.
+static SPARE: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+
+/// A text of as many bytes keeps its memory, for the next.
+const SPARED: usize = 1 << 20;
+
+/// A text that was read.
+#[derive(Default)]
+pub(crate) struct Text(String);
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        let mut text = std::mem::take(&mut self.0).into_bytes();
+        if text.len() <= SPARED
+            && text.capacity() == LONGEST_TEXT
+            && let Ok(mut spare) = SPARE.try_lock()
+        {
+            text.clear();
+            *spare = Some(text);
+        }
     }
 }
 
@@ -158,7 +192,7 @@ mod tests {
         assert!(first.iter().chain(&numbers()).all(|&number| number >= 0));
         assert!(resident_bytes().is_some());
         let maps = MAPS.read_all().expect("all lines");
-        assert!(maps.len() > PAGE_SIZE && maps.ends_with('\n'), "{maps}");
+        assert!(maps.len() > PAGE_SIZE && maps.ends_with('\n'), "{}", &*maps);
         assert!(maps.contains("[stack]") && maps.contains("-"));
     }
 }

@@ -5,11 +5,11 @@
 //! can be swapped), `share` (how a limit is shared), `tree` (with which processes), `stacks` (what stays), `forks` (who is the
 //! child), `raw`, `rest` (whether the program does anything), `state` (whether the engine runs), `kept` (files about the
 //! process), `counted` (what of its memory counts), `files` (pages of files leave first), `exit` (what is said at the end),
-//! `privileges` (our threads have the program's), `monitor` (the thread that watches memory use), `alone` (calls that want one
-//! thread); for inline mode `stop` (where it cannot be), `alternate` (stacks for handlers), `threads` (what is known of each),
-//! `memory` (what system calls use), `noted` (calls before the engine starts), `pieces` (large reads and writes), `masks`
-//! (SIGBUS); `rings` (io_uring), `special` (calls that few programs make); `calls` (the program's system calls), `start` (this
-//! file).
+//! `privileges` (our threads have the program's), `sharing` (this process's part of the limit), `monitor` (the thread that
+//! watches memory use), `alone` (calls that want one thread); for inline mode `stop` (where it cannot be), `alternate` (stacks
+//! for handlers), `threads` (what is known of each), `memory` (what system calls use), `noted` (calls before the engine
+//! starts), `pieces` (large reads and writes), `masks` (SIGBUS); `rings` (io_uring), `special` (calls that few programs make),
+//! `processes`, `descriptors`; `calls` (the program's system calls), `start` (this file).
 
 mod alloc;
 mod alone;
@@ -17,6 +17,7 @@ mod alternate;
 mod calls;
 pub mod config;
 mod counted;
+mod descriptors;
 mod exit;
 mod files;
 mod forks;
@@ -29,10 +30,12 @@ mod noted;
 mod owner;
 mod pieces;
 mod privileges;
+mod processes;
 mod raw;
 mod rest;
 mod rings;
 pub mod share;
+mod sharing;
 mod special;
 mod stacks;
 mod state;
@@ -98,7 +101,7 @@ extern "C" fn start() {
     }
     // SAFETY: functions that live as long as the library, which is never unloaded.
     unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
-    monitor::open_tree(config);
+    sharing::open_tree(config);
     monitor::start(config);
     userswap_hook::set_active(true);
 }
@@ -136,6 +139,6 @@ extern "C" fn in_child() {
         state::end(process);
         monitor::give_up();
     }
-    calls::look_again();
+    state::look_again();
     monitor::start(config);
 }

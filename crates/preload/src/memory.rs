@@ -14,7 +14,7 @@ use userswap_sys::{PAGE_SIZE, cpu};
 
 use crate::stop::{Why, stop, stop_inline};
 use crate::threads::Thread;
-use crate::{monitor, raw, stacks, state};
+use crate::{raw, sharing, stacks, state};
 
 /// Names of files through which a process's memory is looked at from outside end so.
 const MEMORY_FILE: &[u8] = b"/mem";
@@ -44,7 +44,7 @@ pub(crate) fn refuse(call: &Call) {
         libc::SYS_process_madvise if !state::may_use_threads() => Why::OwnMemory,
         libc::SYS_process_vm_readv | libc::SYS_process_vm_writev => {
             if state::may_use_threads() && !is_own(first) {
-                monitor::ask(first as u32);
+                sharing::ask(first as u32);
             }
             return;
         }

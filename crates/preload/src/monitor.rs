@@ -3,7 +3,6 @@
 //! With the limit far away it sleeps: a program cannot have more in memory than it has mapped. Later it looks
 //! as often as memory could be used up at the fastest.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,11 +12,9 @@ use userswap_sys::signals::{self, Blocked, stderr_line};
 use userswap_sys::{cpu, futex, mapping, own};
 
 use crate::config::Config;
-use crate::counted::{Counted, Shared};
 use crate::files::Files;
-use crate::rest::Rest;
-use crate::share::{Gives, Part};
-use crate::tree::Tree;
+use crate::share::Gives;
+use crate::sharing::{self, Limits, Sharing};
 use crate::{calls, exit, kept, maps, masks, noted, stacks, state, stop};
 
 /// How fast a program can take memory, in bytes a second: two CPUs that write zeros.
@@ -29,9 +26,6 @@ const LONGEST: Duration = Duration::from_millis(50);
 /// 1 while the monitor works, or somebody forks. Not a mutex: a fork takes it in one call and gives it back in
 /// another, on both sides.
 static AT_WORK: AtomicU32 = AtomicU32::new(0);
-
-/// Memory may be shared with another process of the tree.
-static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// The engine cannot be had in this process, and that was said.
 static REFUSED: AtomicBool = AtomicBool::new(false);
@@ -89,11 +83,6 @@ pub(crate) fn look_now() {
 /// What the program, which waits for the engine, may have in memory soon, in bytes.
 static SOON: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes in memory that count as other processes' of the tree; [`NOT_KNOWN`] after a fork, until somebody looks.
-static OF_OTHERS: AtomicU64 = AtomicU64::new(0);
-
-const NOT_KNOWN: u64 = u64::MAX;
-
 /// The engine has taken on what the program had. What a call begins to use before that is left to the system, however large.
 static HAS_TAKEN_ON: AtomicBool = AtomicBool::new(false);
 
@@ -113,15 +102,7 @@ pub(crate) fn grew(bytes: usize) {
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
     // What has just been mapped may be used at once.
     let soon = kept::resident_bytes().unwrap_or(0) + bytes as u64;
-    let at_first = || {
-        let share = TREE
-            .get()
-            .map(|tree| tree.share(config.limit, 0, false).at_first);
-        let of_others = OF_OTHERS.load(Ordering::Relaxed);
-        share.map_or(config.limit, |share| {
-            share.saturating_add(of_others).min(config.limit)
-        })
-    };
+    let at_first = || sharing::at_first(config.limit);
     if soon < at_first() / 2 {
         return;
     }
@@ -281,52 +262,16 @@ pub(crate) fn refuse(why: &str) {
             std::process::id()
         ));
     }
-    TREE.get().inspect(|tree| tree.give_nothing());
+    sharing::give_nothing();
     // For good: there will be no engine. Not where a call of ours could be the end of the process.
     if state::sees_all() && state::engine().is_none() && !is_confined() {
         noted::begin();
     }
 }
 
-/// What the processes of a tree share.
-static TREE: OnceLock<Tree> = OnceLock::new();
-
-/// Opens it, when the program starts.
-pub(crate) fn open_tree(config: &Config) {
-    if let Some(tree) = config.tree.as_ref().and_then(Tree::open) {
-        tree.begin();
-        let _ = TREE.set(tree);
-    }
-}
-
-/// How long a process of the tree may take to answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(10);
-
-/// The memory of `process` is about to be read from outside: if it is one of the tree, what it has swapped out will be
-/// found when this returns, unless it does not answer.
-pub(crate) fn ask(process: u32) {
-    /// One that is stopped, say.
-    static SILENT: AtomicU32 = AtomicU32::new(0);
-    let Some(tree) = TREE.get() else { return };
-    if !tree.ask(process) || SILENT.load(Ordering::Relaxed) == process {
-        return;
-    }
-    let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
-    let since = Instant::now();
-    while tree.ask(process) {
-        if since.elapsed() > ANSWER_WAIT {
-            SILENT.store(process, Ordering::Relaxed);
-            return;
-        }
-        std::thread::sleep(SHORTEST);
-    }
-}
-
 fn watch(config: &'static Config) {
-    let tree = TREE.get();
-    let mut counted = Counted::default();
-    let mut rest = Rest::default();
-    let mut last = 0;
+    let mut sharing = Sharing::default();
+    let mut given = config.limit;
     let mut files = Files::new();
     loop {
         let look = LOOK.load(Ordering::Relaxed);
@@ -342,25 +287,9 @@ fn watch(config: &'static Config) {
         }
         let pause = {
             let (resident, of_files) = kept::resident_and_file_bytes().unwrap_or((0, 0));
-            let (limit, at_first) = tree.map_or((config.limit, config.limit), |tree| {
-                let is_shared = Shared {
-                    anonymous: FORKED.load(Ordering::Relaxed),
-                    files: tree.has_others(),
-                    changes: tree.changes(),
-                };
-                let bytes = counted.bytes(resident, of_files, is_shared);
-                let gives = gives();
-                tree.tell(Part { bytes, gives });
-                let share = tree.share(config.limit, last, rest.look());
-                last = share.bytes;
-                // What others count need not be counted here.
-                let of_others = resident - bytes;
-                OF_OTHERS.store(of_others, Ordering::Relaxed);
-                [share.bytes, share.at_first]
-                    .map(|bytes| (bytes + of_others).min(config.limit))
-                    .into()
-            });
-            let is_asked = tree.is_some_and(Tree::is_asked);
+            let Limits { now, at_first } =
+                sharing.look(config.limit, resident, of_files, gives(), state::engine());
+            let is_asked = sharing::is_asked();
             if is_asked {
                 stop::note_inline(stop::Why::Read);
             }
@@ -368,7 +297,7 @@ fn watch(config: &'static Config) {
                 None if resident.max(SOON.load(Ordering::Relaxed)) > at_first / 2
                     && !REFUSED.load(Ordering::Relaxed) =>
                 {
-                    begin(config, limit);
+                    begin(config, now);
                     SHORTEST
                 }
                 None => pause(at_first / 2, resident),
@@ -381,17 +310,17 @@ fn watch(config: &'static Config) {
                     }
                     stop::finish();
                     process.start_handlers();
-                    let resident = if files.press(process, limit) {
+                    let resident = if files.press(process, now) {
                         kept::resident_bytes().unwrap_or(resident)
                     } else {
                         resident
                     };
-                    keep(process, limit, resident);
-                    pause(limit, resident)
+                    given = keep(process, now, given, resident);
+                    pause(now, resident)
                 }
             };
             if is_asked && !stop::is_due() {
-                tree.inspect(|tree| tree.answer());
+                sharing::answer();
             }
             pause
         };
@@ -411,29 +340,6 @@ fn gives() -> Gives {
     } else {
         Gives::Up
     }
-}
-
-/// Whether the limit that the tree shares can be held with `used` bytes in use here, as far as is known.
-fn can_be_held(used: u64) -> bool {
-    own_part(used).is_none_or(|(tree, limit, own)| tree.can_be_held(limit, own))
-}
-
-/// Whether this process is the one to end, since that limit cannot be held.
-fn ends(used: u64) -> bool {
-    own_part(used).is_some_and(|(tree, limit, own)| tree.ends(limit, own))
-}
-
-/// The tree, its limit, and what counts as this process's own of `used` bytes; `None`: that is not known.
-fn own_part(used: u64) -> Option<(&'static Tree, u64, u64)> {
-    let of_others = OF_OTHERS.load(Ordering::Relaxed);
-    let own = (of_others != NOT_KNOWN).then(|| used.saturating_sub(of_others))?;
-    Some((TREE.get()?, exit::config()?.limit, own))
-}
-
-/// This process was made by fork, or has forked.
-pub(crate) fn shares_memory() {
-    FORKED.store(true, Ordering::Relaxed);
-    OF_OTHERS.store(NOT_KNOWN, Ordering::Relaxed);
 }
 
 /// How long nothing can happen that matters before `mark` is reached.
@@ -472,10 +378,7 @@ fn begin(config: &Config, limit: u64) {
         .faults(config.faults)
         .policy(config.policy)
         .strict(config.strict);
-    let builder = match TREE.get() {
-        Some(_) => builder.shares_limit(config.limit, can_be_held, ends),
-        None => builder,
-    };
+    let builder = sharing::with_limit(builder, config.limit);
     let process = match Process::start(builder) {
         Ok(process) => process,
         Err(error) => return refuse(&error.to_string()),
@@ -578,9 +481,21 @@ pub(crate) fn note_main_thread() {
 /// Bytes that are given up at a time: the others of the tree shall hear of them before all of it is gone.
 const GIVEN_UP: u64 = 4 << 20;
 
-fn keep(process: &Process, limit: u64, resident: u64) {
-    process.set_limit(limit.max(resident.saturating_sub(GIVEN_UP)));
+/// The limit is to be `limit`; it was `before`. What it is now.
+fn keep(process: &Process, limit: u64, before: u64, resident: u64) -> u64 {
+    let limit = if limit < before {
+        limit.max(before.min(resident).saturating_sub(GIVEN_UP))
+    } else {
+        limit
+    };
+    process.set_limit(limit);
+    let resident = if limit < before {
+        kept::resident_bytes().unwrap_or(resident)
+    } else {
+        resident
+    };
     process.note_resident(resident);
+    limit
 }
 
 /// Takes on what can be swapped.

@@ -34,16 +34,38 @@ pub(crate) fn program_break() -> usize {
     unsafe { make(&Call::new(libc::SYS_brk as usize, [0; 6])) as usize }
 }
 
-/// Faults of the process that were answered without reading anything.
-pub(crate) fn minor_faults() -> u64 {
-    const OF_THE_PROCESS: usize = libc::RUSAGE_SELF as usize;
+/// Of whom [`usage`] is asked.
+#[derive(Clone, Copy)]
+pub(crate) enum Whose {
+    Process,
+    /// The calling one.
+    Thread,
+}
+
+/// What was used so far.
+pub(crate) struct Usage {
+    /// Faults that were answered without reading anything.
+    pub(crate) minor_faults: u64,
+    /// How often a CPU was taken away.
+    pub(crate) preempted: u64,
+}
+
+/// Asks the system.
+pub(crate) fn usage(whose: Whose) -> Usage {
+    let whose = match whose {
+        Whose::Process => libc::RUSAGE_SELF,
+        Whose::Thread => libc::RUSAGE_THREAD,
+    };
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    let args = [OF_THE_PROCESS, usage.as_mut_ptr() as usize, 0, 0, 0, 0];
+    let args = [whose as usize, usage.as_mut_ptr() as usize, 0, 0, 0, 0];
     // SAFETY: writes to `usage`, which is large enough.
     unsafe { make(&Call::new(libc::SYS_getrusage as usize, args)) };
     // SAFETY: numbers, for which zeros are values, too.
     let usage = unsafe { usage.assume_init() };
-    usage.ru_minflt as u64
+    Usage {
+        minor_faults: usage.ru_minflt as u64,
+        preempted: usage.ru_nivcsw as u64,
+    }
 }
 
 #[cfg(test)]
@@ -52,8 +74,12 @@ mod tests {
 
     #[test]
     fn a_page_that_is_touched_is_a_fault() {
-        let before = minor_faults();
+        let before = usage(Whose::Process).minor_faults;
         let pages = vec![1_u8; 4 << 20];
-        assert!(minor_faults() > before, "{}", pages.len());
+        assert!(
+            usage(Whose::Process).minor_faults > before,
+            "{}",
+            pages.len()
+        );
     }
 }

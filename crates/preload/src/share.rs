@@ -103,7 +103,7 @@ pub fn share(limit: u64, process: Own, others: impl Iterator<Item = Part> + Clon
     let from = last.clamp(own, own + (own / 8).min(MOST_FREE.max(own / 32)));
     let step = (most_step * (far_over - over) / far_over).max(most_step / LEAST_STEP);
     let mut most = grown(from).max(level.min(from + step));
-    if rests && sum + limit / RESTING_FROM >= limit {
+    if rests && sum > own && sum >= limit - limit / RESTING_FROM {
         most = most.min(own - own / RESTING_STEP);
     }
     Share {

@@ -7,7 +7,7 @@ use userswap::{FaultMode, Process};
 use userswap_hook::{Bypass, Call};
 use userswap_sys::signals::Blocked;
 
-use crate::{calls, monitor, owner, raw, state};
+use crate::{monitor, owner, raw, state};
 
 /// Why eviction cannot go on: the kernel would use memory without our knowing, a fault could not be handled, or the program wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ pub(crate) fn finish() {
             monitor::refuse(why.text());
         }
         AT_IT.store(false, Ordering::SeqCst);
-        calls::look_again();
+        state::look_again();
     }
 }
 

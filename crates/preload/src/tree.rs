@@ -222,6 +222,12 @@ impl Tree {
                 self.note_change();
             }
         }
+        let ends = self.table.ends.load(Ordering::Relaxed);
+        if ends != 0 && ends != owner::process() && is_gone(ends) {
+            // It was killed in the middle of it.
+            let none = |process| (process == ends).then_some(0);
+            let _ = (self.table.ends).fetch_update(Ordering::Relaxed, Ordering::Relaxed, none);
+        }
     }
 
     /// Asks `process` to handle faults in threads, since what it has swapped out is to be read from outside. `true`: it has
@@ -326,7 +332,7 @@ mod tests {
         assert!(!tree.has_others());
         again.table.used.store(8, Ordering::Relaxed);
         assert!(tree.has_others());
-        assert_eq!(shares(&tree), 50);
+        assert_eq!(shares(&tree), 40, "half of the 20 that are left");
         row.resident.store(90 << 20, Ordering::Relaxed);
         tell(50, Gives::Up);
         assert_eq!(shares(&tree), 50, "it gives up 40");

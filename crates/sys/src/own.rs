@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::ranges::Ranges;
 use crate::{PAGE_SIZE, place};
 
-/// Mappings of ours that are not where [`place::told`] says. More of them than this cannot be told from the program's.
+/// Mappings of ours that are not where [`place::ours`] says. More of them than this cannot be told from the program's.
 static TABLE: Ranges<1024> = Ranges::new();
 
 /// What threads of ours need, two rows each.
@@ -25,22 +25,22 @@ static LOST: AtomicBool = AtomicBool::new(false);
 
 /// Notes a range of ours.
 pub fn note(range: &Range<usize>) {
-    if !is_told(range) && !TABLE.note(range) {
+    if !is_known(range) && !TABLE.note(range) {
         LOST.store(true, Ordering::Relaxed);
     }
 }
 
 /// A range noted before is gone.
 pub fn forget(range: &Range<usize>) {
-    if !is_told(range) {
+    if !is_known(range) {
         TABLE.forget(|noted| noted == range);
     }
 }
 
 /// Whether it lies where only ours does: then it is known without being noted. Such addresses are told once only.
-fn is_told(range: &Range<usize>) -> bool {
-    let told = place::told();
-    told.start <= range.start && range.end <= told.end
+fn is_known(range: &Range<usize>) -> bool {
+    let ours = place::ours();
+    ours.start <= range.start && range.end <= ours.end
 }
 
 /// A thread of ours is being started, which calls [`note_thread`].
@@ -177,9 +177,14 @@ pub fn forget_threads() {
 /// What is ours, in no order; a range of one byte stands for the whole mapping it is in. `None`: it is more than
 /// could be noted.
 pub fn ranges() -> Option<impl Iterator<Item = Range<usize>>> {
-    let places = std::iter::once(place::told()).filter(|told| !told.is_empty());
+    let places = std::iter::once(place::ours()).filter(|ours| !ours.is_empty());
     let told = places.chain(TABLE.iter()).chain(THREAD_TABLE.iter());
     (!LOST.load(Ordering::Relaxed)).then_some(told)
+}
+
+/// What threads of ours need.
+pub fn thread_ranges() -> impl Iterator<Item = Range<usize>> {
+    THREAD_TABLE.iter()
 }
 
 #[cfg(test)]
@@ -187,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_noted_is_told_until_it_is_forgotten() {
+    fn what_is_noted_is_known_until_it_is_forgotten() {
         let ours = 0x7000_0000_0000..0x7000_0000_2000;
         let told = || ranges().expect("room").any(|range| range == ours);
         assert!(!told());

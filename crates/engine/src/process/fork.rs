@@ -162,7 +162,7 @@ impl Process {
 
     /// Pins what threads of ours need and the program's heap holds: libc keeps their thread-local variables there.
     pub(super) fn keep_what_threads_need(&self) {
-        for range in own::ranges().into_iter().flatten() {
+        for range in own::thread_ranges() {
             for part in self.taken_parts(&range) {
                 let first = part.start & !(PAGE_SIZE - 1);
                 for address in (first..part.end).step_by(PAGE_SIZE) {

@@ -159,6 +159,12 @@ impl Process {
         self.shared.budget.is_exceeded()
     }
 
+    /// Pages brought in so far.
+    #[must_use]
+    pub fn pages_in(&self) -> u64 {
+        self.shared.counters.pages_in()
+    }
+
     /// Bytes the process has in memory, as far as is known without asking the system.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
