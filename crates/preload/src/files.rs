@@ -94,11 +94,13 @@ impl Files {
         true
     }
 
-    /// Asks about files that [`Files::press`] met and did not know, and left. Nobody waits for this.
+    /// Whether [`Files::press`] met files that it did not know, and left.
+    pub(crate) fn has_to_learn(&self) -> bool {
+        !self.unknown.is_empty()
+    }
+
+    /// Asks about them. Nobody waits for this.
     pub(crate) fn learn(&mut self) {
-        if self.unknown.is_empty() {
-            return;
-        }
         if self.known.len() + self.unknown.len() > MOST_KNOWN {
             self.known.clear();
         }

@@ -326,7 +326,9 @@ fn watch(config: &'static Config) {
         };
         release();
         // A file system that does not answer holds up this thread and nobody else.
-        files.learn();
+        if files.has_to_learn() {
+            sharing::in_turn(|| files.learn());
+        }
         futex::wait_for(&LOOK, look, pause);
     }
 }

@@ -136,6 +136,18 @@ pub(crate) fn with_limit(builder: EngineBuilder, limit: u64) -> EngineBuilder {
     }
 }
 
+/// Does `ask`, which asks a file system something, unless another process of the tree waits for an answer: see
+/// [`Tree::turn_to_ask`].
+pub(crate) fn in_turn(ask: impl FnOnce()) {
+    let Some(tree) = TREE.get() else {
+        return ask();
+    };
+    if tree.turn_to_ask() {
+        ask();
+        tree.has_asked();
+    }
+}
+
 /// This process gives up nothing from now on.
 pub(crate) fn give_nothing() {
     TREE.get().inspect(|tree| tree.give_nothing());

@@ -15,10 +15,10 @@ use crate::owner;
 use crate::share::{self, Gives, Own, Part, Share};
 
 /// Processes that can share a limit.
-pub const ROWS: usize = 4095;
+pub const ROWS: usize = 4094;
 
 /// What the table is like: a library of another version makes nothing of it.
-const SHAPE: u32 = 2;
+const SHAPE: u32 = 3;
 
 #[repr(C)]
 struct Table {
@@ -30,6 +30,9 @@ struct Table {
     ends: AtomicU32,
     /// [`SHAPE`].
     shape: AtomicU32,
+    /// The process that asks about files: see [`Tree::turn_to_ask`]; 0: none.
+    asks: AtomicU32,
+    unused: [u32; 3],
     rows: [Row; ROWS],
 }
 
@@ -170,6 +173,20 @@ impl Tree {
         is_due
     }
 
+    /// Whether it is this process's turn to ask a file system something, until [`Tree::has_asked`]. One that does not answer keeps who
+    /// asks it, and of several who ask about the same file all but the first cannot even be killed.
+    pub(crate) fn turn_to_ask(&self) -> bool {
+        let me = owner::process();
+        // Relaxed: nothing else is said with it.
+        let turn = (self.table.asks).compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed);
+        turn.is_ok()
+    }
+
+    /// It has been answered.
+    pub(crate) fn has_asked(&self) {
+        self.table.asks.store(0, Ordering::Relaxed);
+    }
+
     /// Whether there is another process.
     pub(crate) fn has_others(&self) -> bool {
         self.others().next().is_some()
@@ -222,11 +239,12 @@ impl Tree {
                 self.note_change();
             }
         }
-        let ends = self.table.ends.load(Ordering::Relaxed);
-        if ends != 0 && ends != owner::process() && is_gone(ends) {
-            // It was killed in the middle of it.
-            let none = |process| (process == ends).then_some(0);
-            let _ = (self.table.ends).fetch_update(Ordering::Relaxed, Ordering::Relaxed, none);
+        // Who was killed in the middle of it.
+        for claim in [&self.table.ends, &self.table.asks] {
+            let by = claim.load(Ordering::Relaxed);
+            if by != 0 && by != owner::process() && is_gone(by) {
+                let _ = claim.compare_exchange(by, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
         }
     }
 
@@ -257,6 +275,10 @@ impl Tree {
     /// This process has been executed: what it has answered was another program's word.
     pub(crate) fn begin(&self) {
         self.note_change();
+        let me = owner::process();
+        for claim in [&self.table.ends, &self.table.asks] {
+            let _ = claim.compare_exchange(me, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
         self.set_asked(NOT_ASKED);
         if let Some(row) = self.row_of(owner::process()) {
             let gives = !(NO_MORE | NOTHING);
@@ -370,6 +392,13 @@ mod tests {
         again.table.ends.store(0, Ordering::Relaxed);
         assert!(tree.ends(limit, 101 << 20));
         assert_eq!(tree.resident(), 0, "gone");
+        assert!(tree.turn_to_ask() && !again.turn_to_ask(), "one at a time");
+        tree.has_asked();
+        again.table.asks.store(1, Ordering::Relaxed);
+        tree.sweep(|_| false);
+        assert!(!tree.turn_to_ask(), "it is there");
+        tree.sweep(|process| process == 1);
+        assert!(tree.turn_to_ask(), "it is gone");
         again.table.shape.store(SHAPE - 1, Ordering::Relaxed);
         assert!(Tree::open(&meant).is_none(), "another version's");
         tell(1, Gives::Up);
