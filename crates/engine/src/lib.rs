@@ -20,10 +20,10 @@
 //! A SIGBUS handler that the program installs *before* it builds an engine goes on getting its own
 //! signals. One installed later replaces the engine's and must call the one it found.
 //!
-//! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `density`, `stream` (what an engine is made of and counts), `thread` (its
-//! own threads), `held` (what system calls use), `registrar`, `frames`, `space` (memory), `effort`, `reclaim`, `crew` and `shared`
-//! (what leaves memory, who helps to bring it back, and the state all parts share), `registry`, `fault`, `spare` (where faults come in), `engine`,
-//! `watch`, `swapoff` and `region` (what users hold).
+//! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `density`, `stream` (what an engine is made of and counts), `thread`
+//! (its own threads), `held` (what system calls use), `registrar`, `frames`, `space` (memory), `effort`, `reclaim`, `room`,
+//! `crew` and `shared` (what leaves memory, who helps to bring it back, and the state all parts share), `registry`, `fault`,
+//! `spare` (where faults come in), `engine`, `watch`, `swapoff` and `region` (what users hold).
 
 mod budget;
 mod crew;
@@ -41,6 +41,7 @@ mod reclaim;
 mod region;
 mod registrar;
 mod registry;
+mod room;
 mod shared;
 mod space;
 mod spare;

@@ -10,7 +10,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use userswap_core::device::{DeviceError, PAGE_SIZE};
 use userswap_core::page_table::CHUNK_PAGES;
@@ -22,7 +21,7 @@ use userswap_sys::timing::now_ns;
 
 use crate::budget::Level;
 use crate::density::Use;
-use crate::effort::{Step, Tries};
+use crate::effort::Step;
 use crate::engine::blocks_for;
 use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
@@ -36,12 +35,6 @@ const PIECES: usize = 16;
 
 /// After one part in so many of what memory holds has left the inactive list, it is looked at anew what is better.
 const DENSITY_PERIOD: u64 = 4;
-
-/// Milliseconds within which a share of a limit grows, if it does: on a busy machine who looks may not run sooner.
-const GROWS_WITHIN: u32 = 20;
-
-/// How often a charge waits for that.
-const MOST_WAITS: u32 = 8;
 
 /// Bytes of holes in the store that are not worth moving anything for.
 const COMPACT_FROM: u64 = 1 << 20;
@@ -129,114 +122,6 @@ impl Shared {
         self.inactive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for `pages` and charges them; `false`: no room can be made now, and nothing was charged.
-    pub(crate) fn find_room(&self, pages: u64) -> bool {
-        let mut tries = Tries::new(self.occupied());
-        loop {
-            let step = self.reclaim_step();
-            self.budget.ease(self.used_bytes(), now_ns());
-            if self.budget.charge(pages, self.other_bytes()) {
-                return true;
-            }
-            if !tries.go_on(step) {
-                break;
-            }
-            match step {
-                Step::Worked | Step::Barren | Step::InVain => {}
-                Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
-                Step::Nothing => {
-                    // What is left is in other threads' hands, or in holes of the store, which only the
-                    // reclaimer may close.
-                    self.swap.frames().empty_reserve();
-                    self.reclaimer.ring();
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        }
-        false
-    }
-
-    /// Makes room for `pages` and charges them; where no room can be made they are charged all the
-    /// same, and that is said once.
-    pub(crate) fn make_room(&self, pages: u64) {
-        let needed = || self.used_bytes() + pages * PAGE_SIZE as u64;
-        let mut most = self.budget.limit();
-        for _ in 0..MOST_WAITS {
-            if self.find_room(pages) {
-                return;
-            }
-            // It has little that could leave: where others make room, its share grows.
-            let grew =
-                self.budget.limit() > most || self.may_be_held(needed()) && self.share_grows(most);
-            if !grew {
-                break;
-            }
-            most = most.max(self.budget.limit());
-        }
-        let (used, needed) = (self.used_bytes(), needed());
-        if self.strict && self.is_to_end(needed) {
-            let limit = self.whole_limit();
-            stderr_line(format_args!(
-                "userswap: the limit of {limit} bytes cannot be held, and is strict: ending the process"
-            ));
-            userswap_sys::kill_process();
-        }
-        self.budget.exceed(used, now_ns());
-        self.budget.force(pages);
-        self.tell_exceeded(needed);
-    }
-
-    /// Waits for a moment, where processes share a limit, until this one's share is more than `limit`; `false`: it does not grow.
-    fn share_grows(&self, limit: Option<u64>) -> bool {
-        let looks = if self.whole.is_some() {
-            GROWS_WITHIN
-        } else {
-            0
-        };
-        (0..looks).any(|_| {
-            std::thread::sleep(Duration::from_millis(1));
-            self.budget.limit() > limit
-        })
-    }
-
-    /// Whether a strict limit ends this process, which cannot do with less than `needed` bytes.
-    fn is_to_end(&self, needed: u64) -> bool {
-        let whole = self.whole.as_ref();
-        whole.is_none_or(|whole| !(whole.can_be_held)(needed) && (whole.ends)(needed))
-    }
-
-    /// Whether others may make room where this process cannot do with less than `needed` bytes.
-    fn may_be_held(&self, needed: u64) -> bool {
-        let whole = self.whole.as_ref();
-        whole.is_some_and(|whole| (whole.can_be_held)(needed))
-    }
-
-    /// The limit, in bytes, or what it is a share of.
-    fn whole_limit(&self) -> u64 {
-        let own = || self.budget.limit().unwrap_or(u64::MAX);
-        self.whole.as_ref().map_or_else(own, |whole| whole.bytes)
-    }
-
-    /// Says, once, that the limit cannot be held with `used` bytes in use.
-    pub(crate) fn tell_exceeded(&self, used: u64) {
-        if !self.budget.is_warned() && !self.may_be_held(used) && self.budget.warn() {
-            let limit = self.whole_limit();
-            let advice = if self
-                .swap
-                .open_areas()
-                .any(|area| area.device().leaves_memory())
-            {
-                ""
-            } else {
-                ". A file takes what memory does not: --device zram,file:FOLDER (or, for `run`, --spill FOLDER)"
-            };
-            stderr_line(format_args!(
-                "userswap: the limit of {limit} bytes cannot be held: what is in memory does not compress (enough), is pinned, \
-                 or the swap area is full; nothing is lost, memory use goes over the limit{advice}"
-            ));
-        }
-    }
-
     /// The list of pages that may leave is as long as `limit` wants it from now on.
     pub(crate) fn fit_inactive(&self, limit: u64) {
         if self.policy == Policy::Recency {
@@ -244,31 +129,6 @@ impl Shared {
             let most = inactive.blocks.capacity() / 2;
             inactive.target = Inactive::target_for(Some(limit)).min(most.max(1));
         }
-    }
-
-    /// Makes `limit` the limit, and room until it holds, as far as it can be held, or nothing more can be done now.
-    pub(crate) fn lower_to(&self, limit: u64) {
-        self.set_limit(limit);
-        let mut tries = Tries::new(self.occupied());
-        while self.used_bytes() > self.budget.allowed(self.other_bytes()) {
-            // Step by step: a change of the address space may be waiting.
-            let step = {
-                let _inside = self.moving.enter();
-                self.reclaim_step()
-            };
-            if !tries.go_on(step) {
-                break;
-            }
-            match step {
-                Step::Worked | Step::Barren => {}
-                Step::OthersAtWork => std::thread::sleep(Duration::from_micros(20)),
-                Step::InVain | Step::Nothing if self.tend() => {}
-                Step::InVain | Step::Nothing => break,
-            }
-        }
-        self.reclaimer.ring();
-        let _inside = self.moving.enter();
-        self.compact_store();
     }
 
     /// Does a bounded piece of work towards free memory.
@@ -307,7 +167,7 @@ impl Shared {
     }
 
     /// Chunks of all regions that may have something in memory.
-    fn occupied(&self) -> usize {
+    pub(crate) fn occupied(&self) -> usize {
         let regions = self.regions();
         let tables = regions.iter().map(|region| &region.mm.table);
         tables.map(|table| table.occupied()).sum()
@@ -588,7 +448,7 @@ impl Shared {
     }
 
     /// Has the devices do a piece of what nobody waits for; `true`: there is more. Not in a signal handler.
-    fn tend(&self) -> bool {
+    pub(crate) fn tend(&self) -> bool {
         // Piece by piece: a change of the address space may be waiting.
         let _inside = self.moving.enter();
         let tended = self.swap.open_areas().map(|area| {

@@ -12,9 +12,9 @@ use userswap_core::page_table::CHUNK_PAGES;
 
 use crate::shared::RegionMemory;
 
-/// Bytes of a window; windows lie at its multiples. One takes some 20 KiB for its first page, of which 10 KiB are locks and bits for
-/// each of its chunks: programs that map their memory in many places (V8 draws each 256 KiB at random) have hundreds. The words,
-/// 256 KiB, are so many that they are a mapping of their own, which takes memory only where it is touched.
+/// Bytes of a window; windows lie at its multiples. One takes some 20 KiB for its first page, of which 10 KiB are locks and bits
+/// for each of its chunks: programs that map their memory in many places (V8 draws each 256 KiB at random) have hundreds. The
+/// words, 256 KiB, are so many that they are a mapping of their own, which takes memory only where it is touched.
 pub(crate) const WINDOW_BYTES: usize = 128 << 20;
 
 /// Bytes within which windows share what is learned about faults.

@@ -407,8 +407,8 @@ pub(crate) fn reserve_no_more(range: &Range<usize>) {
     RESERVED.cut(range);
 }
 
-/// Has the pages of `range` made and brought in, in inline mode, where the kernel cannot: a piece at a time, as all of them may be
-/// more than the limit.
+/// Has the pages of `range` made and brought in, in inline mode, where the kernel cannot: a piece at a time, as all of them may
+/// be more than the limit.
 fn populate(process: &Process, call: &Call, range: Range<usize>) -> isize {
     const MOST_TRIES: usize = 20;
     let write = call.args[2] as c_int == libc::MADV_POPULATE_WRITE;

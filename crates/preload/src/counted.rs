@@ -54,8 +54,8 @@ impl Counted {
         }
         let anonymous = resident.saturating_sub(files);
         let copied = self.copied(is_shared);
-        // Sooner where much may have been copied: too much counted is room that nobody uses. At once where a child may have given
-        // up what it shared (exec): too little counted is room that others use.
+        // Sooner where much may have been copied: too much counted is room that nobody uses; and where a child may have given up
+        // what it shared (exec): too little counted is room that others use.
         let is_due = |asked: Instant| {
             let since = asked.elapsed();
             let is_old = self.changes != is_shared.changes;

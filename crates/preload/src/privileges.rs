@@ -111,6 +111,7 @@ fn prctl(option: i32, argument: usize) -> isize {
 fn make(call: c_long, arguments: [usize; 3]) -> isize {
     let [first, second, third] = arguments;
     let arguments = [first, second, third, 0, 0, 0];
-    // SAFETY: of the calls made here only capget and capset use memory, a header and three sets of two words, which the caller has.
+    // SAFETY: of the calls made here only capget and capset use memory, a header and three sets of two words, which the caller
+    // has.
     unsafe { raw::make(&Call::new(call as usize, arguments)) }
 }

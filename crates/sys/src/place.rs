@@ -31,7 +31,7 @@ pub fn hint(len: usize) -> *mut c_void {
     if len > MOST_OURS {
         return ptr::null_mut();
     }
-    // Relaxed, throughout: nothing but the number counts, and the system decides.
+    // Relaxed, where nothing else is said: nothing but the number counts, and the system decides.
     let first = START + drawn();
     let _ = FIRST.compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
     let first = FIRST.load(Ordering::Relaxed);
@@ -42,7 +42,8 @@ pub fn hint(len: usize) -> *mut c_void {
     });
     if let Ok(next) = taken {
         let end = next.saturating_add(len).next_multiple_of(PAGE_SIZE);
-        OURS.fetch_max(end.min(first + MOST_OURS), Ordering::Relaxed);
+        // Release: whoever finds a mapping of ours in the system's list, which is made after this, finds that it is ours.
+        OURS.fetch_max(end.min(first + MOST_OURS), Ordering::Release);
     }
     taken.map_or(ptr::null_mut(), ptr::without_provenance_mut)
 }
@@ -50,7 +51,7 @@ pub fn hint(len: usize) -> *mut c_void {
 /// The addresses that [`hint`] has told so far, the first of them. What lies there is ours: nobody else is given so much
 /// that the system goes there.
 pub fn ours() -> Range<usize> {
-    FIRST.load(Ordering::Relaxed)..OURS.load(Ordering::Relaxed)
+    FIRST.load(Ordering::Relaxed)..OURS.load(Ordering::Acquire)
 }
 
 /// Whole pages, up to a tebibyte: as hard to guess as where the stack is.
