@@ -2,11 +2,16 @@
 //!
 //! Whether the neighbours of a faulting page get used cannot be seen once they are mapped. So now
 //! and then one neighbour, the *canary*, is left out on purpose. If it is faulted before its chunk is
-//! evicted again, it was used; if it is still out then, it was not. The window grows where more than about
-//! half of them get used, and shrinks where fewer do: a neighbour brought in costs its reading, later its eviction,
-//! and the place of something else, about half of the fault that it saves. Used means soon: in a program that
-//! touches all it has, each page is used some day, the neighbours no sooner than what they drive out. A window of
-//! one page has no canary; it grows when faults walk through neighbouring pages.
+//! evicted again, it was used; if it is still out then, it was not. Used means soon: in a program that
+//! touches all it has, each page is used some day, the neighbours no sooner than what they drive out.
+//!
+//! There are two windows, since neighbours are not always equally dear. One that is read from a device costs its
+//! reading, later its eviction, and the place of something else: the window for reading grows where more than three in
+//! five get used very soon, and shrinks where fewer do. One that is still in memory, staged for eviction, only stays there
+//! longer: the window for taking back grows where more than half get used before an eighth of memory has come in.
+//!
+//! A window of one page brings in no neighbours, and its canary is the other page of its pair, which costs nothing. It grows as
+//! well when faults walk through neighbouring pages.
 
 use crate::page_table::CHUNK_PAGES;
 use crate::sync::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
@@ -17,60 +22,153 @@ const START: u32 = 64;
 /// One fault-around in this many has a canary.
 const CANARY_EVERY: u32 = 8;
 
-/// The score at which the window grows.
-const GROW_AT: i32 = 2;
+/// What a used canary adds to a score.
+const USED: i32 = 2;
+
+/// The score at which a window grows.
+const GROW_AT: i32 = 2 * USED;
 
 /// The score at which it shrinks.
-const SHRINK_AT: i32 = -3;
+const SHRINK_AT: i32 = -3 * USED;
 
-/// A canary that is faulted after more pages have come in than this part of what memory holds was not used soon.
-const SOON: usize = 8;
+/// Faults on a page and then, one after the other, on so many next ones are a walk. One thing may lie across two pages.
+const WALK: u32 = 2;
+
+/// When neighbours are worth their while.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    /// A canary that is faulted after more pages have come in than this part of what memory holds was not used soon.
+    soon: usize,
+    /// What a canary that was not used soon takes from the score.
+    lost: i32,
+}
+
+/// For neighbours that are read from a device.
+const READ: Terms = Terms { soon: 32, lost: 3 };
+
+/// For neighbours that are staged.
+const BACK: Terms = Terms {
+    soon: 8,
+    lost: USED,
+};
+
+/// A window that adapts.
+#[derive(Debug)]
+struct Window {
+    /// A power of two.
+    pages: AtomicU32,
+    score: AtomicI32,
+    terms: Terms,
+}
+
+impl Window {
+    fn new(pages: u32, terms: Terms) -> Self {
+        Self {
+            pages: AtomicU32::new(pages),
+            score: AtomicI32::new(0),
+            terms,
+        }
+    }
+
+    fn pages(&self) -> usize {
+        self.pages.load(Ordering::Relaxed) as usize
+    }
+
+    fn set(&self, pages: usize) {
+        self.pages.store(pages as u32, Ordering::Relaxed);
+    }
+
+    /// The aligned window around page `index` of a chunk, at most `limit` pages.
+    fn mask(&self, index: usize, limit: usize) -> u64 {
+        let limit = limit.clamp(1, CHUNK_PAGES);
+        let size = self.pages().min(1 << limit.ilog2());
+        crate::mask::run(index & !(size - 1), size)
+    }
+
+    /// A canary was faulted after `came_in` pages, of `room` that memory holds.
+    fn note_canary(&self, came_in: usize, room: usize) {
+        if came_in <= room / self.terms.soon {
+            self.canary_used();
+        } else {
+            self.canary_lost();
+        }
+    }
+
+    fn canary_used(&self) {
+        if self.score.fetch_add(USED, Ordering::Relaxed) + USED >= GROW_AT {
+            self.score.store(0, Ordering::Relaxed);
+            self.grow();
+        }
+    }
+
+    fn canary_lost(&self) {
+        let lost = self.terms.lost;
+        if self.score.fetch_sub(lost, Ordering::Relaxed) - lost <= SHRINK_AT {
+            self.score.store(0, Ordering::Relaxed);
+            self.set((self.pages() / 2).max(1));
+        }
+    }
+
+    fn grow(&self) {
+        self.set((self.pages() * 2).min(CHUNK_PAGES));
+    }
+}
 
 /// The fault-around of an address space. All fields are hints: Relaxed throughout.
 #[derive(Debug)]
 pub(crate) struct Around {
-    /// Pages, a power of two.
-    window: AtomicU32,
+    /// For pages that are read.
+    read: Window,
+    /// For pages that are taken back.
+    back: Window,
     fixed: bool,
-    score: AtomicI32,
     /// Fault-arounds so far.
     turn: AtomicU32,
     /// Pages that memory holds.
     room: AtomicUsize,
-    /// The page after the last fault's.
+    /// The page after the last fault's, and how many faults before it were each on the page after the one before.
     next: AtomicUsize,
+    walked: AtomicU32,
     /// The page after the last first touch's window, and how wide the next may be.
     fresh_next: AtomicUsize,
     fresh_width: AtomicUsize,
 }
 
 impl Around {
-    /// A window that adapts, or stays at `fixed` pages (rounded up to a power of two).
+    /// Windows that adapt, or stay at `fixed` pages (rounded up to a power of two).
     pub(crate) fn new(fixed: Option<usize>) -> Self {
-        let window = fixed.map_or(START, |pages| {
+        let pages = fixed.map_or(START, |pages| {
             pages.clamp(1, CHUNK_PAGES).next_power_of_two() as u32
         });
         Self {
-            window: AtomicU32::new(window),
+            read: Window::new(pages, READ),
+            back: Window::new(pages, BACK),
             fixed: fixed.is_some(),
-            score: AtomicI32::new(0),
             turn: AtomicU32::new(0),
             room: AtomicUsize::new(usize::MAX),
             next: AtomicUsize::new(usize::MAX),
+            walked: AtomicU32::new(0),
             fresh_next: AtomicUsize::new(usize::MAX),
             fresh_width: AtomicUsize::new(1),
         }
     }
 
-    pub(crate) fn window(&self) -> usize {
-        self.window.load(Ordering::Relaxed) as usize
+    /// How many pages a fault may bring in: one on a page that is to be read, or any other.
+    pub(crate) fn most(&self, is_read: bool) -> usize {
+        match is_read {
+            true => self.read.pages(),
+            false => self.read.pages().max(self.back.pages()),
+        }
     }
 
-    /// The pages to bring in with page `index` of a chunk: an aligned window, at most `limit` pages.
+    /// The pages to read with page `index` of a chunk: an aligned window, at most `limit` pages.
     pub(crate) fn mask(&self, index: usize, limit: usize) -> u64 {
-        let limit = limit.clamp(1, CHUNK_PAGES);
-        let size = self.window().min(1 << limit.ilog2());
-        crate::mask::run(index & !(size - 1), size)
+        self.read.mask(index, limit)
+    }
+
+    /// The pages to take back with page `index`, likewise.
+    pub(crate) fn back_mask(&self, index: usize, limit: usize) -> u64 {
+        self.back.mask(index, limit)
     }
 
     /// The pages to fill with zeros on a first touch of `page`, index `index` of its chunk: from it
@@ -78,7 +176,7 @@ impl Around {
     pub(crate) fn fresh_mask(&self, page: usize, index: usize, limit: usize) -> u64 {
         let walk = self.fresh_next.load(Ordering::Relaxed) == page;
         let width = match walk {
-            true => (self.fresh_width.load(Ordering::Relaxed) * 2).min(self.window()),
+            true => (self.fresh_width.load(Ordering::Relaxed) * 2).min(self.most(false)),
             false => 1,
         };
         let count = width.min(limit).min(CHUNK_PAGES - index).max(1);
@@ -89,13 +187,17 @@ impl Around {
 
     /// Notes a fault on `page`; a walk through neighbours widens a window of one.
     pub(crate) fn note_fault(&self, page: usize) {
-        if !self.fixed && self.window() == 1 && self.next.load(Ordering::Relaxed) == page {
-            self.grow();
+        if self.next.swap(page + 1, Ordering::Relaxed) == page {
+            let walked = self.walked.fetch_add(1, Ordering::Relaxed) + 1;
+            if walked >= WALK && self.read.pages() == 1 && !self.fixed {
+                self.read.grow();
+            }
+        } else if self.walked.load(Ordering::Relaxed) != 0 {
+            self.walked.store(0, Ordering::Relaxed);
         }
-        self.next.store(page + 1, Ordering::Relaxed);
     }
 
-    /// The neighbour to leave out this time, of those in `mask`; `index` is the faulting page.
+    /// Counts a fault-around. Gives the neighbour to leave out this time, of those in `mask`; `index` is the faulting page.
     pub(crate) fn choose_canary(&self, mask: u64, index: usize) -> Option<usize> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         if self.fixed || !turn.is_multiple_of(CANARY_EVERY) {
@@ -124,27 +226,16 @@ impl Around {
     /// A canary left out at `since` was faulted.
     pub(crate) fn canary_faulted(&self, since: u16) {
         let turns = usize::from(self.now().wrapping_sub(since));
-        let came_in = turns * self.window();
-        if came_in <= self.room.load(Ordering::Relaxed) / SOON {
-            self.canary_used();
-        } else {
-            self.canary_lost();
+        let (came_in, room) = (turns * self.read.pages(), self.room.load(Ordering::Relaxed));
+        for window in self.adapting() {
+            window.note_canary(came_in, room);
         }
     }
 
-    /// A canary was used: neighbours get used.
-    fn canary_used(&self) {
-        if self.score.fetch_add(1, Ordering::Relaxed) + 1 >= GROW_AT {
-            self.score.store(0, Ordering::Relaxed);
-            self.grow();
-        }
-    }
-
-    /// A chunk is evicted with its canary untouched, or it was touched late.
+    /// A chunk is evicted with its canary untouched.
     pub(crate) fn canary_lost(&self) {
-        if self.score.fetch_sub(1, Ordering::Relaxed) - 1 <= SHRINK_AT {
-            self.score.store(0, Ordering::Relaxed);
-            self.set((self.window() / 2).max(1));
+        for window in self.adapting() {
+            window.canary_lost();
         }
     }
 
@@ -158,14 +249,16 @@ impl Around {
         self.set(1);
     }
 
-    fn grow(&self) {
-        self.set((self.window() * 2).min(CHUNK_PAGES));
+    fn set(&self, pages: usize) {
+        for window in self.adapting() {
+            window.set(pages);
+        }
     }
 
-    fn set(&self, window: usize) {
-        if !self.fixed {
-            self.window.store(window as u32, Ordering::Relaxed);
-        }
+    /// The windows, unless they are fixed.
+    fn adapting(&self) -> impl Iterator<Item = &Window> {
+        let windows = [&self.read, &self.back];
+        windows.into_iter().filter(|_| !self.fixed)
     }
 }
 
@@ -183,6 +276,10 @@ mod tests {
         ] {
             let around = Around::new(Some(window));
             assert_eq!(around.mask(index, limit), crate::mask::run(first, size));
+            assert_eq!(
+                around.back_mask(index, limit),
+                crate::mask::run(first, size)
+            );
         }
     }
 
@@ -201,52 +298,76 @@ mod tests {
 
     #[test]
     fn used_canaries_widen_and_lost_ones_narrow() {
-        let around = Around::new(None);
-        around.canary_used();
-        assert_eq!(around.window(), 64);
-        around.canary_used();
-        assert_eq!(around.window(), 64, "never past a chunk");
-        for _ in 0..64 * -SHRINK_AT {
-            around.canary_lost();
+        for terms in [READ, BACK] {
+            let window = Window::new(START, terms);
+            window.canary_used();
+            window.canary_used();
+            assert_eq!(window.pages(), 64, "never past a chunk");
+            for _ in 0..66 {
+                window.canary_lost();
+            }
+            assert_eq!(window.pages(), 1);
+            window.canary_used();
+            assert_eq!(window.pages(), 1);
+            window.canary_used();
+            assert_eq!(window.pages(), 2);
         }
-        assert_eq!(around.window(), 1);
-        around.note_fault(10);
-        assert_eq!(around.window(), 1);
-        around.note_fault(11);
-        assert_eq!(around.window(), 2, "a walk shows that neighbours get used");
     }
 
     #[test]
-    fn the_window_goes_where_half_of_the_neighbours_get_used() {
-        for (used_of_ten, widest) in [(0, 1), (3, 8), (7, 64), (10, 64)] {
-            let around = Around::new(None);
-            around.set(8);
+    fn a_walk_shows_that_neighbours_get_used_and_a_pair_of_pages_does_not() {
+        let around = Around::new(None);
+        around.narrow();
+        for page in [10, 11, 20, 21, 30] {
+            around.note_fault(page);
+            assert_eq!(around.most(true), 1);
+        }
+        around.note_fault(31);
+        around.note_fault(32);
+        assert_eq!(around.most(true), 2);
+        let fixed = Around::new(Some(1));
+        (0..9).for_each(|page| fixed.note_fault(page));
+        assert_eq!(fixed.most(true), 1);
+    }
+
+    #[test]
+    fn a_window_goes_where_enough_of_the_neighbours_get_used() {
+        for (terms, used_of_ten, widest) in [
+            (READ, 0, 1),
+            (READ, 4, 8),
+            (READ, 7, 64),
+            (BACK, 0, 1),
+            (BACK, 3, 8),
+            (BACK, 6, 64),
+            (BACK, 10, 64),
+        ] {
+            let window = Window::new(8, terms);
             let mut most = 1;
             for turn in 0..1000_u32 {
                 // Spread evenly.
                 if turn * 7 % 10 < used_of_ten {
-                    around.canary_used();
+                    window.canary_used();
                 } else {
-                    around.canary_lost();
+                    window.canary_lost();
                 }
                 if turn > 500 {
-                    most = most.max(around.window());
+                    most = most.max(window.pages());
                 }
             }
             assert!(
                 if used_of_ten > 5 {
-                    around.window() == widest
+                    window.pages() == widest
                 } else {
                     most <= widest
                 },
-                "{used_of_ten} of 10 used: {} pages",
-                around.window()
+                "{used_of_ten} of 10 used, {terms:?}: {} pages",
+                window.pages()
             );
         }
     }
 
     #[test]
-    fn a_neighbour_that_is_used_late_was_not_worth_bringing_in() {
+    fn a_neighbour_that_is_used_late_was_not_worth_its_reading() {
         let around = Around::new(None);
         around.note_room(64 * 8 * 10);
         let later = |turns: u32| {
@@ -254,14 +375,18 @@ mod tests {
             around.turn.fetch_add(turns, Ordering::Relaxed);
             since
         };
+        let windows = || (around.most(true), around.most(false));
         for _ in 0..10 {
-            around.canary_faulted(later(10));
+            around.canary_faulted(later(2));
         }
-        assert_eq!(around.window(), 64);
+        assert_eq!(windows(), (64, 64));
+        around.canary_faulted(later(10));
+        around.canary_faulted(later(10));
+        assert_eq!(windows(), (32, 64), "soon enough to be kept in memory");
         for _ in 0..10 {
-            around.canary_faulted(later(1000));
+            around.canary_faulted(later(6000));
         }
-        assert!(around.window() < 64);
+        assert_eq!(windows(), (1, 8));
     }
 
     #[test]

@@ -66,12 +66,6 @@ impl<S: AddressSpace> Mm<S> {
         }
     }
 
-    /// How many pages a fault brings in now.
-    #[must_use]
-    pub fn fault_around(&self) -> usize {
-        self.around.window()
-    }
-
     /// Memory holds `pages` pages now: neighbours of faulting pages are worth bringing in where they are used before about
     /// as many others have been.
     pub fn note_room(&self, pages: usize) {
@@ -212,6 +206,16 @@ impl<F: Frames> Swap<F> {
 
     pub(crate) fn area(&self, entry: SwapEntry) -> Option<&SwapArea> {
         self.areas[entry.area()].get()
+    }
+
+    /// How many pages a fault on `page` may bring in now: a hint, as the page may be elsewhere by then.
+    pub fn fault_around<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize) -> usize {
+        let entry = mm.table.load(page).entry();
+        let is_read = entry.is_some_and(|entry| {
+            let area = self.area(entry);
+            area.is_some_and(|area| area.cache.lookup(entry.offset()).is_none())
+        });
+        mm.around.most(is_read)
     }
 
     /// The area of an entry that was found in a PTE.

@@ -306,12 +306,10 @@ impl<F: Frames> Swap<F> {
             mm.around.canary_faulted(locked.state.canary_since);
         }
         let mut others = window & !bit(index);
-        if others == 0 {
-            return;
-        }
+        let pair = bit(index ^ 1) & mm.table.chunk_mask(split(locked.page(index)).0);
+        let canary = mm.around.choose_canary(window | pair, index);
         if locked.state.canary == 0
-            && let Some(canary) = mm.around.choose_canary(window, index)
-            && locked.get(canary).entry().is_some()
+            && let Some(canary) = canary.filter(|&canary| locked.get(canary).entry().is_some())
         {
             locked.state.canary = canary as u8 + 1;
             locked.state.canary_since = mm.around.now();

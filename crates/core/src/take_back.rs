@@ -78,7 +78,7 @@ impl<F: Frames> Swap<F> {
             self.unlock_pages(frame.block, bit(frame.index), [entry]);
             return copied.map(|()| 1).map_err(FaultError::Space);
         }
-        let window = mm.around.mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
+        let window = mm.around.back_mask(index, access.max_pages) & mm.table.chunk_mask(chunk);
         let others = self.lock_staged(&locked, frame.block, window & !bit(index));
         let (mapped, failed) =
             self.map_staged(mm, locked, frame.block, bit(index) | others, index, 0);

@@ -57,7 +57,7 @@ fn main() {
                 &Zram::new(PAGES as u64, options).unwrap(),
             );
         }
-        for level in [1, -1] {
+        for level in [2, -1] {
             let options = ZramOptions {
                 codec: Codec::Zstd,
                 zstd_level: level,

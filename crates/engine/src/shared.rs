@@ -357,7 +357,7 @@ impl Shared {
         let swapped = region.is_swapped(page);
         loop {
             // Who waits for somebody else's page must not take a window out of the limit meanwhile.
-            let max_pages = if wait { 1 } else { self.window(mm) };
+            let max_pages = if wait { 1 } else { self.window(mm, page) };
             stalled_ns += self.charge(max_pages as u64);
             let fault = self.swap.fault(
                 mm,
@@ -410,7 +410,7 @@ impl Shared {
     /// Tries to bring `page` and its neighbours in before they are needed.
     pub(crate) fn bring_ahead(&self, mm: &Mm<RealSpace>, page: usize) {
         debug_assert!(!mm.space.is_window() || Moving::is_mover());
-        let max_pages = self.window(mm);
+        let max_pages = self.window(mm, page);
         self.charge(max_pages as u64);
         let access = Access {
             page,
@@ -428,16 +428,16 @@ impl Shared {
         self.budget.limit().is_some() && self.budget.level(self.other_bytes()) != Level::Roomy
     }
 
-    /// How many pages a fault may map: fewer where the limit is so small that a full window would be a
+    /// How many pages a fault on `page` may map: fewer where the limit is so small that a full window would be a
     /// large part of it.
-    fn window(&self, mm: &Mm<RealSpace>) -> usize {
+    fn window(&self, mm: &Mm<RealSpace>, page: usize) -> usize {
         let room = self
             .budget
             .limit()
             .map_or(u64::MAX, |limit| limit / PAGE_SIZE as u64);
         mm.note_room(room as usize);
         let most = room / 32;
-        mm.fault_around().min(most.max(1) as usize)
+        self.swap.fault_around(mm, page).min(most.max(1) as usize)
     }
 
     /// Charges `pages`, making room if need be. Returns how long that took, in nanoseconds.

@@ -100,16 +100,23 @@ impl Block {
     }
 }
 
+/// The objects that are not used, lowest first.
+fn free_objects(bitmap: &Bitmap, class: Class) -> impl Iterator<Item = usize> {
+    let words = bitmap[..class.objects.div_ceil(64)].iter().enumerate();
+    let free = words.flat_map(|(index, word)| {
+        userswap_core::mask::indices(!word.load(Relaxed)).map(move |bit| index * 64 + bit)
+    });
+    free.take_while(move |&object| object < class.objects)
+}
+
 /// The first object that is not used.
 pub(super) fn first_free(bitmap: &Bitmap, class: Class) -> Option<usize> {
-    for (index, word) in bitmap[..class.objects.div_ceil(64)].iter().enumerate() {
-        let free = !word.load(Relaxed);
-        if free != 0 {
-            let object = index * 64 + free.trailing_zeros() as usize;
-            return (object < class.objects).then_some(object);
-        }
-    }
-    None
+    free_objects(bitmap, class).next()
+}
+
+/// The first of those whose pages are all in `resident`.
+pub(super) fn first_hole(bitmap: &Bitmap, class: Class, resident: Pages) -> Option<usize> {
+    free_objects(bitmap, class).find(|&object| class.pages_of(object) & !resident == 0)
 }
 
 /// Whether object `object` is used.

@@ -20,6 +20,9 @@
 //! them; where they are too many, half of them are given back to the system at once: each time
 //! interrupts every CPU that runs a thread of the process. A block without objects returns to the
 //! pool and can then be cut for another class.
+//!
+//! Objects that are freed in no order leave *holes*: room on pages that others keep in memory. Where
+//! there are many, an object goes into one of its own class or of one a little larger, and takes no new page.
 
 mod block;
 mod class;
@@ -55,9 +58,16 @@ const RESERVE_PER_SLOT: usize = 4 * PAGE_SIZE;
 /// Pages populated together: a few, and more the more blocks a shard has, up to half a block. Four
 /// together save most of what there is to save; more would be wasted on a shard that stays small.
 const FEW_PAGES: usize = 2;
-/// Idle pages that are kept, whatever the size: with half of them given back at once, what an
+/// The most idle pages that are kept: with half of them given back at once, what an
 /// interruption costs is small beside it; and it is done in some 20 us, by whoever freed the last.
-const MOST_IDLE: u64 = 128;
+const MOST_IDLE: u32 = 128;
+/// The fewest, and one in so many resident pages in between: a small store has few to spare.
+const LEAST_IDLE: u32 = 8;
+const IDLE_PART: u64 = 64;
+/// There are many holes where more than one in so many bytes of objects lie beside them.
+const LOOSE: u64 = 32;
+/// Classes whose holes an object may take: its own and the next ones, each some 2 % larger.
+const NEAR_CLASSES: usize = 8;
 /// Slots from which on each CPU gets shards of its own: below, half-filled blocks would cost more
 /// than waiting for a lock does.
 const SLOTS_PER_SHARD: u64 = 64 * 1024;
@@ -97,10 +107,10 @@ pub(crate) struct Store {
     fresh: AtomicU32,
     /// Idle pages, of all shards.
     idle: AtomicU32,
-    /// How many of them are kept.
-    keep: u32,
     /// Bytes of the arena that are resident.
     resident: AtomicU64,
+    /// Bytes of all objects, rounding included.
+    used: AtomicU64,
     /// What `resident` must not exceed.
     limit: u64,
 }
@@ -168,8 +178,8 @@ impl Store {
             pool: Mutex::new(Pool { returned: NONE }),
             fresh: AtomicU32::new(0),
             idle: AtomicU32::new(0),
-            keep: (slots / 100).clamp(8, MOST_IDLE) as u32,
             resident: AtomicU64::new(0),
+            used: AtomicU64::new(0),
             limit: limit.unwrap_or(u64::MAX),
         })
     }
@@ -229,6 +239,7 @@ impl Store {
         let was_used = block::mark(bitmap, object, false);
         assert!(was_used, "an object was freed twice");
         block.set_used(block.used() - 1);
+        self.used.fetch_sub(class.size as u64, Relaxed);
         if block.list() == RELEASING {
             // Whoever releases looks at everything again afterwards.
             return None;
@@ -237,7 +248,7 @@ impl Store {
         shard.add_idle(&self.blocks, id, idle);
         shard.resort(&self.blocks, id);
         drop(shard);
-        (self.idle.load(Relaxed) > self.keep).then_some(Excess { shard: index })
+        (self.idle.load(Relaxed) > self.keep()).then_some(Excess { shard: index })
     }
 
     /// Bytes of the arena that are resident.
@@ -260,13 +271,56 @@ impl Store {
         }
     }
 
-    /// Hands out an object of class `class`; where memory is short, idle pages are given up first.
+    /// How many idle pages are kept.
+    fn keep(&self) -> u32 {
+        let part = self.resident.load(Relaxed) / PAGE_SIZE as u64 / IDLE_PART;
+        part.clamp(LEAST_IDLE.into(), MOST_IDLE.into()) as u32
+    }
+
+    /// Whether there are many holes. Relaxed: a hint.
+    fn is_loose(&self) -> bool {
+        let used = self.used.load(Relaxed);
+        self.resident.load(Relaxed) > used + used / LOOSE
+    }
+
+    /// Hands out an object of class `class`, or a little larger; where memory is short, idle pages are given up first.
     fn allocate(&self, cpu: usize, class: usize) -> Result<Handle, DeviceError> {
-        let shard = class * self.shards_per_class + cpu % self.shards_per_class;
+        let shard_of = |class| class * self.shards_per_class + cpu % self.shards_per_class;
+        if class < class::PAGES && self.is_loose() {
+            let mut near = class..(class + NEAR_CLASSES).min(class::PAGES);
+            if let Some(handle) = near.find_map(|class| self.fill_hole(shard_of(class))) {
+                return Ok(handle);
+            }
+        }
+        let shard = shard_of(class);
         self.try_allocate(shard, true).or_else(|_| {
             self.trim();
             self.try_allocate(shard, true)
         })
+    }
+
+    /// Hands out an object of a shard that lies on resident pages, if one is found at once.
+    fn fill_hole(&self, index: usize) -> Option<Handle> {
+        let mut guard = self.shard(index);
+        let shard = &mut *guard;
+        let (id, object) = shard.candidates().find_map(|id| {
+            let resident = self.blocks[id as usize].resident();
+            let hole = block::first_hole(&self.bitmaps[id as usize], shard.class, resident);
+            hole.map(|object| (id, object))
+        })?;
+        Some(self.hand_out(shard, id, object))
+    }
+
+    /// Hands out an object whose pages are resident.
+    fn hand_out(&self, shard: &mut Shard, id: u32, object: usize) -> Handle {
+        let (block, class) = (&self.blocks[id as usize], shard.class);
+        shard.drop_idle(&self.blocks, id, class.pages_of(object));
+        block::mark(&self.bitmaps[id as usize], object, true);
+        block.set_used(block.used() + 1);
+        self.used.fetch_add(class.size as u64, Relaxed);
+        shard.resort(&self.blocks, id);
+        let offset = id as usize * BLOCK_BYTES + object * class.size;
+        Handle((offset / UNIT) as u64)
     }
 
     fn try_allocate(&self, index: usize, may_add_block: bool) -> Result<Handle, DeviceError> {
@@ -280,18 +334,13 @@ impl Store {
         let (block, bitmap) = (&self.blocks[id as usize], &self.bitmaps[id as usize]);
         let object =
             block::first_free(bitmap, shard.class).expect("a block in a density list has room");
-        let pages = shard.class.pages_of(object);
-        let claimed = self.claim(shard, block, pages)?;
-        shard.drop_idle(&self.blocks, id, pages);
-        block::mark(bitmap, object, true);
-        block.set_used(block.used() + 1);
-        shard.resort(&self.blocks, id);
-        let offset = id as usize * BLOCK_BYTES + object * shard.class.size;
+        let claimed = self.claim(shard, block, shard.class.pages_of(object))?;
+        let handle = self.hand_out(shard, id, object);
         drop(guard);
         if claimed != 0 {
             self.populate(index, id, claimed);
         }
-        Ok(Handle((offset / UNIT) as u64))
+        Ok(handle)
     }
 
     /// Counts those of `pages` that hold no memory yet, and some after them, as resident.
@@ -301,7 +350,10 @@ impl Store {
         if missing == 0 {
             return Ok(0);
         }
-        let ahead = (shard.blocks as usize / 2).clamp(FEW_PAGES, BLOCK_PAGES / 2);
+        let ahead = match self.is_loose() {
+            true => 1,
+            false => (shard.blocks as usize / 2).clamp(FEW_PAGES, BLOCK_PAGES / 2),
+        };
         let run = block::run(missing.trailing_zeros() as usize, ahead);
         let wanted = (missing | run) & !block.resident();
         let claimed = [wanted, missing]

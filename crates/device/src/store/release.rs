@@ -72,7 +72,7 @@ impl Store {
         let mut batch = Batch::default();
         let first = excess.shard as usize;
         for index in (first..self.shards.len()).chain(0..first) {
-            self.take_idle(index, self.keep / 2, &mut batch);
+            self.take_idle(index, self.keep() / 2, &mut batch);
         }
         self.release(&batch);
     }

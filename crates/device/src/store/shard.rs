@@ -91,7 +91,12 @@ impl Shard {
 
     /// The block to allocate from: one of the fullest that have room.
     pub(super) fn densest(&self) -> Option<u32> {
-        self.density.iter().rev().find_map(List::first)
+        self.candidates().next()
+    }
+
+    /// Blocks with room, one of each density, the fullest first.
+    pub(super) fn candidates(&self) -> impl Iterator<Item = u32> {
+        self.density.iter().rev().filter_map(List::first)
     }
 
     /// A block less than three quarters full, while there is another with room.

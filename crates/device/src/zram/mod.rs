@@ -40,6 +40,9 @@ use word::{Stored, WIDE_BYTES, Word};
 /// for what the program works on.
 const DENSE_FROM: u64 = 2;
 
+/// Where pages are to be small, its full level is worth its time from so much earlier on.
+const SMALL_FROM: u64 = 2;
+
 /// How a [`Zram`] is to work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZramOptions {
@@ -63,7 +66,7 @@ impl Default for ZramOptions {
             memory_limit: None,
             refuse_incompressible: false,
             lz4_acceleration: 1,
-            zstd_level: 1,
+            zstd_level: 2,
         }
     }
 }
@@ -217,18 +220,22 @@ impl Zram {
     /// How pages are to be compressed while the store takes `bytes`.
     fn method(&self, bytes: u64) -> Method {
         // Relaxed: a threshold that may be passed a little later.
-        match self.options.codec {
-            Codec::Lz4 => Method::Lz4,
-            Codec::Zstd => Method::Zstd,
-            Codec::Adaptive
-                if bytes > self.dense_from.load(Relaxed) && self.contexts.has_zstd() =>
-            {
-                Method::Zstd
+        let wanted = match self.options.codec {
+            Codec::Lz4 => return Method::Lz4,
+            Codec::Zstd => return Method::Zstd,
+            Codec::Adaptive => {
+                let (small, dense_from) = (self.small.load(Relaxed), self.dense_from.load(Relaxed));
+                match bytes > dense_from || small && bytes > dense_from / SMALL_FROM {
+                    true => Method::Zstd,
+                    false if small => Method::FastZstd,
+                    false => Method::Lz4,
+                }
             }
-            Codec::Adaptive if self.small.load(Relaxed) && self.contexts.has_zstd() => {
-                Method::FastZstd
-            }
-            Codec::Adaptive => Method::Lz4,
+        };
+        if wanted == Method::Lz4 || self.contexts.has_zstd() {
+            wanted
+        } else {
+            Method::Lz4
         }
     }
 

@@ -102,7 +102,7 @@ fn pages_get_small_while_the_engine_asks_for_it() {
         }
         page
     };
-    let device = adaptive(64);
+    let device = adaptive(80);
     device.note_limit(1 << 30);
     let write = |slots: std::ops::Range<u32>| {
         slots.for_each(|slot| device.write(slot.into(), &page(slot)).unwrap());
@@ -118,11 +118,19 @@ fn pages_get_small_while_the_engine_asks_for_it() {
     assert!(after.stored_bytes < before, "{before} {after:?}");
     write(32..48);
     assert_eq!(device.usage().dense_pages, 48);
-    device.prefer_small(false);
+    let fast = device.usage();
+    device.note_limit(fast.memory_bytes * 3);
     write(48..64);
+    let full = device.usage();
+    assert_eq!(full.dense_pages, 64);
+    let (fast, full) = (fast.stored_bytes / 3, full.stored_bytes - fast.stored_bytes);
+    assert!(full < fast, "{full} bytes, {fast} at the fast level");
+    device.note_limit(1 << 30);
+    device.prefer_small(false);
+    write(64..80);
     tend_to_the_end(&device);
-    assert_eq!(device.usage().dense_pages, 48);
-    (0..64).for_each(|slot| check(&device, slot, &page(slot as u32)));
+    assert_eq!(device.usage().dense_pages, 64);
+    (0..80).for_each(|slot| check(&device, slot, &page(slot as u32)));
 }
 
 #[test]
