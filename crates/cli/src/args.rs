@@ -7,7 +7,7 @@ use userswap::{DeviceSpec, FaultAround, FaultMode, Way};
 
 use crate::content::Kind;
 use crate::kernel_zram::Algorithm;
-use crate::size::{parse_duration, parse_size};
+use crate::size::{self, parse_duration, parse_size};
 
 const AFTER_HELP: &str = "\
 SIZE takes K, M, G (powers of 1024); DUR takes ns, us, ms, s; DEV is zram, zram:lz4, zram:zstd, ram, file:PATH or zram,file:PATH.
@@ -181,7 +181,7 @@ pub(crate) enum LimitArg {
 fn parse_limit(text: &str) -> Result<LimitArg, String> {
     match text {
         "auto" => Ok(LimitArg::Auto),
-        size => parse_size(size).map(LimitArg::Bytes),
+        size => size::parse_limit(size).map(LimitArg::Bytes),
     }
 }
 
@@ -375,7 +375,7 @@ impl PolicyArg {
 #[derive(Debug, Args)]
 pub(crate) struct BenchRunArgs {
     /// The limit
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "share")]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_limit, conflicts_with = "share")]
     pub(crate) limit: Option<u64>,
     /// Limits as percentages of the most memory that each program has natively, separated by commas
     #[arg(

@@ -5,8 +5,30 @@ use std::time::Duration;
 /// Bytes in a page; sizes are multiples of it.
 pub(crate) const PAGE: usize = userswap::PAGE_SIZE;
 
-/// Reads a size: a whole number with an optional K, M, G or T (powers of 1024), at least a page and whole pages.
+/// Reads a size: as [`parse_limit`], but whole pages.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    let limit = whole_pages(bytes);
+    if bytes != limit {
+        return Err(format!(
+            "{text} is not a multiple of the page size ({PAGE} bytes); use {limit} or {}",
+            bytes.next_multiple_of(PAGE as u64)
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Reads what a size must not exceed: a whole number of bytes with an optional K, M, G or T (powers of 1024), rounded down to
+/// whole pages.
+pub(crate) fn parse_limit(text: &str) -> Result<u64, String> {
+    parse_bytes(text).map(whole_pages)
+}
+
+fn whole_pages(bytes: u64) -> u64 {
+    bytes / PAGE as u64 * PAGE as u64
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
     let not_a_size =
         || format!("'{text}' is not a size; write a whole number and K, M, G or T, such as 32M");
     let (digits, shift) = match text.trim().char_indices().last() {
@@ -34,13 +56,6 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     if bytes == 0 {
         return Err(format!(
             "a size of 0 holds nothing; give at least one page ({PAGE} bytes)"
-        ));
-    }
-    if !bytes.is_multiple_of(PAGE as u64) {
-        return Err(format!(
-            "{text} is not a multiple of the page size ({PAGE} bytes); use {} or {}",
-            bytes / PAGE as u64 * PAGE as u64,
-            bytes.next_multiple_of(PAGE as u64)
         ));
     }
     Ok(bytes)
@@ -114,6 +129,14 @@ mod tests {
         assert_eq!(parse_size("32M"), Ok(32 << 20));
         assert_eq!(parse_size("1g"), Ok(1 << 30));
         assert_eq!(parse_size("2T"), Ok(2 << 40));
+    }
+
+    #[test]
+    fn limits_are_rounded_down_to_pages() {
+        assert_eq!(parse_limit("57155K"), Ok(57_155 / 4 * 4096));
+        assert_eq!(parse_limit("20000001"), Ok(20_000_001 / 4096 * 4096));
+        assert_eq!(parse_limit("5"), Ok(0));
+        assert!(parse_limit("0").is_err());
     }
 
     #[test]

@@ -41,6 +41,7 @@ mod reclaim;
 mod region;
 mod registrar;
 mod registry;
+mod resolve;
 mod room;
 mod shared;
 mod space;

@@ -6,6 +6,7 @@
     reason = "each test program uses a part"
 )]
 
+pub(crate) mod kernel;
 pub(crate) mod limited;
 pub(crate) mod programs;
 mod skip;

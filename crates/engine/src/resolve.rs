@@ -1,0 +1,162 @@
+//! Resolving one fault: its pages are charged, the protocol brings them in, and what stood in the way is tried again.
+
+use std::time::Duration;
+
+use userswap_core::device::PAGE_SIZE;
+use userswap_core::page_table::{CHUNK_PAGES, PteState};
+use userswap_core::space::SpaceError;
+use userswap_core::{Access, FaultError, Mm};
+use userswap_sys::timing::now_ns;
+
+use crate::moving::Moving;
+use crate::shared::{RegionMemory, Shared};
+use crate::space::RealSpace;
+
+/// How often a fault makes room when the system has no memory for its page.
+const NO_MEMORY_TRIES: u32 = 64;
+
+/// Nanoseconds a page from which on helpers pay: a window of 64 then takes
+/// about as long as waking one.
+const HELP_WORTH_NS: u64 = 500;
+
+/// What resolving a fault came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resolved {
+    /// This fault mapped the page.
+    Mapped,
+    /// Somebody else did, or it has left again: the access shall look.
+    ByOthers,
+}
+
+impl RegionMemory {
+    /// Makes an access to `page` succeed on its next try.
+    pub(crate) fn resolve(&self, page: usize, write: bool) -> Result<Resolved, FaultError> {
+        self.shared.resolve(self, page, write)
+    }
+
+    /// Brings one page in and touches nothing else, whatever the limit says: for a fault that a change of the
+    /// address space waits for.
+    pub(crate) fn resolve_alone(&self, page: usize, write: bool) -> Result<Resolved, FaultError> {
+        let shared = &*self.shared;
+        let access = Access {
+            page,
+            write,
+            max_pages: 1,
+            wait: true,
+        };
+        let mut no_memory = 0;
+        loop {
+            shared.budget.force(1);
+            let fault = shared.swap.fault(&self.mm, access);
+            shared.budget.uncharge(1 - fault.unwrap_or(0) as u64);
+            match fault {
+                Ok(0) if !self.is_present(page) => {}
+                Ok(0) => return Ok(Resolved::ByOthers),
+                Ok(_) => return Ok(Resolved::Mapped),
+                Err(FaultError::NoFrames) => shared.swap.frames().wait_for_scratch(),
+                Err(FaultError::Space(SpaceError::Again)) => std::thread::yield_now(),
+                Err(FaultError::Space(SpaceError::NoMemory)) if no_memory < NO_MEMORY_TRIES => {
+                    no_memory += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn resolve(
+        &self,
+        region: &RegionMemory,
+        page: usize,
+        write: bool,
+    ) -> Result<Resolved, FaultError> {
+        debug_assert!(!region.mm.space.is_window() || Moving::is_mover());
+        let start = now_ns();
+        let mm = &region.mm;
+        let (mut waits, mut stalled_ns, mut no_memory) = (0, 0, 0);
+        // The first time somebody else is at work on the page there may be something better to do than
+        // to wait for him.
+        let mut wait = false;
+        let swapped = region.is_swapped(page);
+        loop {
+            // Who waits for somebody else's page must not take a window out of the limit meanwhile.
+            let max_pages = if wait { 1 } else { self.window(mm, page) };
+            stalled_ns += self.charge(max_pages as u64);
+            let fault = self.swap.fault(
+                mm,
+                Access {
+                    page,
+                    write,
+                    max_pages,
+                    wait,
+                },
+            );
+            let mapped = fault.unwrap_or(0);
+            self.budget.uncharge((max_pages - mapped) as u64);
+            match fault {
+                Ok(0) if mm.table.load(page).state() != PteState::Present => {
+                    // A walk that has caught up with its helpers: it goes on ahead of them.
+                    region.stream.note(page / CHUNK_PAGES);
+                    wait = wait || !region.read_ahead();
+                    waits += 1;
+                }
+                Ok(mapped) => {
+                    let ns = now_ns() - start;
+                    self.counters.fault(mapped, waits, ns, stalled_ns);
+                    if swapped && mapped >= CHUNK_PAGES / 2 {
+                        let slow = (ns - stalled_ns) / mapped as u64 > HELP_WORTH_NS;
+                        if region.stream.note(page / CHUNK_PAGES) && slow {
+                            self.help_wanted.post(region.number);
+                        }
+                    }
+                    // Where neighbours were mapped and the page was not, nobody has woken who waits for it.
+                    return Ok(if mapped == 0 || !region.is_present(page) {
+                        Resolved::ByOthers
+                    } else {
+                        Resolved::Mapped
+                    });
+                }
+                Err(FaultError::NoFrames) => {
+                    waits += 1;
+                    self.swap.frames().wait_for_scratch();
+                }
+                Err(FaultError::Space(SpaceError::Again)) => std::thread::yield_now(),
+                Err(FaultError::Space(SpaceError::NoMemory)) if no_memory < NO_MEMORY_TRIES => {
+                    no_memory += 1;
+                    self.reclaim_step();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Tries to bring `page` and its neighbours in before they are needed.
+    pub(crate) fn bring_ahead(&self, mm: &Mm<RealSpace>, page: usize) {
+        debug_assert!(!mm.space.is_window() || Moving::is_mover());
+        let max_pages = self.window(mm, page);
+        self.charge(max_pages as u64);
+        let access = Access {
+            page,
+            write: false,
+            max_pages,
+            wait: false,
+        };
+        let mapped = self.swap.fault(mm, access).unwrap_or(0);
+        self.budget.uncharge((max_pages - mapped) as u64);
+        self.counters.ahead(mapped);
+    }
+
+    /// How many pages a fault on `page` may map: fewer where the limit is so small that a full window would be a
+    /// large part of it.
+    fn window(&self, mm: &Mm<RealSpace>, page: usize) -> usize {
+        let room = self
+            .budget
+            .limit()
+            .map_or(u64::MAX, |limit| limit / PAGE_SIZE as u64);
+        mm.note_room(room as usize);
+        let most = room / 32;
+        self.swap.fault_around(mm, page).min(most.max(1) as usize)
+    }
+}
