@@ -11,10 +11,10 @@
 //! longer: the window for taking back grows where more than half get used before an eighth of memory has come in.
 //!
 //! A window of one page brings in no neighbours, and its canary is the other page of its pair, which costs nothing. It grows as
-//! well when faults walk through neighbouring pages.
+//! well when faults walk through neighbouring pages, and only then where random access was announced.
 
 use crate::page_table::CHUNK_PAGES;
-use crate::sync::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 /// The window a new address space starts with, in pages.
 const START: u32 = 64;
@@ -33,6 +33,32 @@ const SHRINK_AT: i32 = -3 * USED;
 
 /// Faults on a page and then, one after the other, on so many next ones are a walk. One thing may lie across two pages.
 const WALK: u32 = 2;
+
+/// A neighbour that was left out, if there is one, and how many pages had come in by then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Canary(u32);
+
+impl Canary {
+    pub(crate) const NONE: Self = Self(0);
+    /// Its index in its chunk plus one; the number of pages, which wraps, is above.
+    const INDEX_BITS: u32 = CHUNK_PAGES.ilog2() + 1;
+
+    fn new(index: usize, came_in: u32) -> Self {
+        Self(came_in << Self::INDEX_BITS | (index as u32 + 1))
+    }
+
+    /// Which page of its chunk it is.
+    pub(crate) fn index(self) -> Option<usize> {
+        let index = self.0 & ((1 << Self::INDEX_BITS) - 1);
+        (index as usize).checked_sub(1)
+    }
+
+    /// How many pages came in since, now that so many have.
+    fn age(self, came_in: u32) -> usize {
+        let since = came_in.wrapping_sub(self.0 >> Self::INDEX_BITS);
+        (since & (u32::MAX >> Self::INDEX_BITS)) as usize
+    }
+}
 
 /// When neighbours are worth their while.
 #[derive(Clone, Copy, Debug)]
@@ -122,8 +148,11 @@ pub(crate) struct Around {
     /// For pages that are taken back.
     back: Window,
     fixed: bool,
-    /// Fault-arounds so far.
+    /// Random access was announced, and no walk has been seen since.
+    random: AtomicBool,
+    /// Fault-arounds so far, and the pages of their windows.
     turn: AtomicU32,
+    came_in: AtomicU32,
     /// Pages that memory holds.
     room: AtomicUsize,
     /// The page after the last fault's, and how many faults before it were each on the page after the one before.
@@ -144,7 +173,9 @@ impl Around {
             read: Window::new(pages, READ),
             back: Window::new(pages, BACK),
             fixed: fixed.is_some(),
+            random: AtomicBool::new(false),
             turn: AtomicU32::new(0),
+            came_in: AtomicU32::new(0),
             room: AtomicUsize::new(usize::MAX),
             next: AtomicUsize::new(usize::MAX),
             walked: AtomicU32::new(0),
@@ -153,11 +184,22 @@ impl Around {
         }
     }
 
-    /// How many pages a fault may bring in: one on a page that is to be read, or any other.
-    pub(crate) fn most(&self, is_read: bool) -> usize {
-        match is_read {
-            true => self.read.pages(),
-            false => self.read.pages().max(self.back.pages()),
+    /// How many pages a fault may read.
+    pub(crate) fn most_read(&self) -> usize {
+        self.read.pages()
+    }
+
+    /// How many pages a fault may take back.
+    pub(crate) fn most_back(&self) -> usize {
+        self.back.pages()
+    }
+
+    /// How many pages a first touch of `page` may fill.
+    pub(crate) fn most_fresh(&self, page: usize) -> usize {
+        let widest = self.read.pages().max(self.back.pages());
+        match self.fresh_next.load(Ordering::Relaxed) == page {
+            true => (self.fresh_width.load(Ordering::Relaxed) * 2).min(widest),
+            false => 1,
         }
     }
 
@@ -174,11 +216,7 @@ impl Around {
     /// The pages to fill with zeros on a first touch of `page`, index `index` of its chunk: from it
     /// onwards, and more only while first touches walk on, since each takes memory of its own.
     pub(crate) fn fresh_mask(&self, page: usize, index: usize, limit: usize) -> u64 {
-        let walk = self.fresh_next.load(Ordering::Relaxed) == page;
-        let width = match walk {
-            true => (self.fresh_width.load(Ordering::Relaxed) * 2).min(self.most(false)),
-            false => 1,
-        };
+        let width = self.most_fresh(page);
         let count = width.min(limit).min(CHUNK_PAGES - index).max(1);
         self.fresh_width.store(width, Ordering::Relaxed);
         self.fresh_next.store(page + count, Ordering::Relaxed);
@@ -190,6 +228,7 @@ impl Around {
         if self.next.swap(page + 1, Ordering::Relaxed) == page {
             let walked = self.walked.fetch_add(1, Ordering::Relaxed) + 1;
             if walked >= WALK && self.read.pages() == 1 && !self.fixed {
+                self.random.store(false, Ordering::Relaxed);
                 self.read.grow();
             }
         } else if self.walked.load(Ordering::Relaxed) != 0 {
@@ -197,17 +236,22 @@ impl Around {
         }
     }
 
-    /// Counts a fault-around. Gives the neighbour to leave out this time, of those in `mask`; `index` is the faulting page.
-    pub(crate) fn choose_canary(&self, mask: u64, index: usize) -> Option<usize> {
+    /// Counts a fault-around that reads the pages in `window`. Gives the neighbour to leave out this time, of those or of `pair`;
+    /// `index` is the faulting page.
+    pub(crate) fn choose_canary(&self, window: u64, pair: u64, index: usize) -> Option<Canary> {
+        let pages = window.count_ones();
+        let came_in = self.came_in.fetch_add(pages, Ordering::Relaxed) + pages;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        if self.fixed || !turn.is_multiple_of(CANARY_EVERY) {
+        if self.fixed || !turn.is_multiple_of(CANARY_EVERY) || self.random.load(Ordering::Relaxed) {
             return None;
         }
         // Any of them: the next one is used more often than the rest of a wide window, where one thing lies across two
         // pages for example.
-        let others = mask & !crate::mask::bit(index);
+        let others = (window | pair) & !crate::mask::bit(index);
         let nth = (turn / CANARY_EVERY).wrapping_mul(0x9e37_79b9) >> 16;
-        crate::mask::indices(others).nth((nth % others.count_ones().max(1)) as usize)
+        let canary =
+            crate::mask::indices(others).nth((nth % others.count_ones().max(1)) as usize)?;
+        Some(Canary::new(canary, came_in))
     }
 
     /// Memory holds `pages` pages now.
@@ -218,17 +262,12 @@ impl Around {
         }
     }
 
-    /// What to remember of now, for [`Around::canary_faulted`].
-    pub(crate) fn now(&self) -> u16 {
-        self.turn.load(Ordering::Relaxed) as u16
-    }
-
-    /// A canary left out at `since` was faulted.
-    pub(crate) fn canary_faulted(&self, since: u16) {
-        let turns = usize::from(self.now().wrapping_sub(since));
-        let (came_in, room) = (turns * self.read.pages(), self.room.load(Ordering::Relaxed));
+    /// A canary was faulted.
+    pub(crate) fn canary_faulted(&self, canary: Canary) {
+        let age = canary.age(self.came_in.load(Ordering::Relaxed));
+        let room = self.room.load(Ordering::Relaxed);
         for window in self.adapting() {
-            window.note_canary(came_in, room);
+            window.note_canary(age, room);
         }
     }
 
@@ -241,17 +280,19 @@ impl Around {
 
     /// Sequential access is coming: the widest window at once.
     pub(crate) fn widen(&self) {
-        self.set(CHUNK_PAGES);
+        self.set(CHUNK_PAGES, false);
     }
 
     /// Random access is coming: no neighbours.
     pub(crate) fn narrow(&self) {
-        self.set(1);
+        self.set(1, true);
     }
 
-    fn set(&self, pages: usize) {
+    fn set(&self, pages: usize, random: bool) {
+        self.random.store(random, Ordering::Relaxed);
         for window in self.adapting() {
             window.set(pages);
+            window.score.store(0, Ordering::Relaxed);
         }
     }
 
@@ -320,14 +361,14 @@ mod tests {
         around.narrow();
         for page in [10, 11, 20, 21, 30] {
             around.note_fault(page);
-            assert_eq!(around.most(true), 1);
+            assert_eq!(around.most_read(), 1);
         }
         around.note_fault(31);
         around.note_fault(32);
-        assert_eq!(around.most(true), 2);
+        assert_eq!(around.most_read(), 2);
         let fixed = Around::new(Some(1));
         (0..9).for_each(|page| fixed.note_fault(page));
-        assert_eq!(fixed.most(true), 1);
+        assert_eq!(fixed.most_read(), 1);
     }
 
     #[test]
@@ -370,23 +411,46 @@ mod tests {
     fn a_neighbour_that_is_used_late_was_not_worth_its_reading() {
         let around = Around::new(None);
         around.note_room(64 * 8 * 10);
-        let later = |turns: u32| {
-            let since = around.now();
-            around.turn.fetch_add(turns, Ordering::Relaxed);
-            since
+        let later = |pages: u32| {
+            let canary = Canary::new(5, around.came_in.load(Ordering::Relaxed));
+            around.came_in.fetch_add(pages, Ordering::Relaxed);
+            canary
         };
-        let windows = || (around.most(true), around.most(false));
+        let windows = || (around.most_read(), around.most_back());
         for _ in 0..10 {
-            around.canary_faulted(later(2));
+            around.canary_faulted(later(160));
         }
         assert_eq!(windows(), (64, 64));
-        around.canary_faulted(later(10));
-        around.canary_faulted(later(10));
+        around.canary_faulted(later(640));
+        around.canary_faulted(later(640));
         assert_eq!(windows(), (32, 64), "soon enough to be kept in memory");
         for _ in 0..10 {
-            around.canary_faulted(later(6000));
+            around.canary_faulted(later(100_000));
         }
         assert_eq!(windows(), (1, 8));
+    }
+
+    #[test]
+    fn a_canary_remembers_its_page_and_its_age_when_counts_wrap() {
+        for (index, came_in, later) in [(0, 0, 1), (63, u32::MAX, 7), (5, 1 << 25, 1 << 24)] {
+            let canary = Canary::new(index, came_in);
+            assert_eq!(canary.index(), Some(index));
+            assert_eq!(canary.age(came_in.wrapping_add(later)), later as usize);
+        }
+        assert_eq!(Canary::NONE.index(), None);
+    }
+
+    #[test]
+    fn announced_random_access_brings_single_pages_until_there_is_a_walk() {
+        let around = Around::new(None);
+        around.narrow();
+        for _ in 0..100 {
+            assert_eq!(around.choose_canary(0b10, 0b01, 1), None);
+        }
+        (10..13).for_each(|page| around.note_fault(page));
+        assert_eq!(around.most_read(), 2);
+        let canaries = (0..8).filter_map(|_| around.choose_canary(0b11, 0b01, 1));
+        assert_eq!(canaries.count(), 1);
     }
 
     #[test]
@@ -395,15 +459,19 @@ mod tests {
         let mut chosen = 0;
         for index in 0..64 {
             for mask in [u64::MAX, crate::mask::bit(index), 0xff00] {
-                if let Some(canary) = around.choose_canary(mask | crate::mask::bit(index), index) {
-                    assert_ne!(canary, index);
+                let window = mask | crate::mask::bit(index);
+                if let Some(canary) = around.choose_canary(window, 0, index) {
+                    let canary = canary.index().expect("a page");
+                    assert!(canary != index && window & crate::mask::bit(canary) != 0);
                     chosen += 1;
                 }
             }
         }
         assert!(chosen > 0);
+        let single = around.choose_canary(0b10, 0b01, 1);
+        assert_eq!(single.and_then(Canary::index), Some(0), "its pair");
         assert_eq!(
-            Around::new(Some(8)).choose_canary(u64::MAX, 0),
+            Around::new(Some(8)).choose_canary(u64::MAX, 0, 0),
             None,
             "a fixed window has none"
         );

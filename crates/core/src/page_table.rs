@@ -16,6 +16,7 @@
 //! word says present can be touched without a fault. Mechanism: words are written, and pages of the
 //! chunk mapped and unmapped, only under it. Reading a word without the lock gives a hint.
 
+use crate::around::Canary;
 use crate::entry::SwapEntry;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, zeroed_u64};
 
@@ -108,10 +109,8 @@ impl Pte {
 /// What the fault-around policy remembers of a chunk; guarded by the chunk's lock.
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
-    /// A page left out of a fault-around on purpose: index + 1, or 0. See [`crate::around`].
-    pub(crate) canary: u8,
-    /// When it was left out, in turns of [`crate::around`].
-    pub(crate) canary_since: u16,
+    /// A page left out of a fault-around on purpose. See [`crate::around`].
+    pub(crate) canary: Canary,
 }
 
 /// The words of an address space and their locks.

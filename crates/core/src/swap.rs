@@ -18,7 +18,7 @@ use crate::around::Around;
 use crate::cache::SwapCache;
 use crate::device::{Device, DeviceError};
 use crate::entry::{MAX_AREAS, SwapEntry};
-use crate::page_table::PageTable;
+use crate::page_table::{PageTable, PteState};
 use crate::rule::Kept;
 use crate::space::{AddressSpace, Frames, SpaceError};
 use crate::waiters::Waiters;
@@ -66,8 +66,8 @@ impl<S: AddressSpace> Mm<S> {
         }
     }
 
-    /// Memory holds `pages` pages now: neighbours of faulting pages are worth bringing in where they are used before about
-    /// as many others have been.
+    /// Memory holds `pages` pages now: neighbours of faulting pages are worth bringing in where they are used before a part of
+    /// that has come in.
     pub fn note_room(&self, pages: usize) {
         self.around.note_room(pages);
     }
@@ -210,12 +210,17 @@ impl<F: Frames> Swap<F> {
 
     /// How many pages a fault on `page` may bring in now: a hint, as the page may be elsewhere by then.
     pub fn fault_around<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize) -> usize {
-        let entry = mm.table.load(page).entry();
-        let is_read = entry.is_some_and(|entry| {
-            let area = self.area(entry);
-            area.is_some_and(|area| area.cache.lookup(entry.offset()).is_none())
-        });
-        mm.around.most(is_read)
+        match mm.table.load(page).state() {
+            PteState::Present => 1,
+            PteState::None => mm.around.most_fresh(page),
+            PteState::Swapped(entry) => {
+                let area = self.area(entry);
+                match area.and_then(|area| area.cache.lookup(entry.offset())) {
+                    Some(_) => mm.around.most_back(),
+                    None => mm.around.most_read(),
+                }
+            }
+        }
     }
 
     /// The area of an entry that was found in a PTE.

@@ -1,6 +1,7 @@
 //! The fault (section 3 of the protocol; the step numbers are its own).
 
 use crate::area::SwapArea;
+use crate::around::Canary;
 use crate::bug;
 use crate::device::{Content, DeviceError, SlotRead};
 use crate::entry::SwapEntry;
@@ -301,19 +302,20 @@ impl<F: Frames> Swap<F> {
         index: usize,
         batch: &mut Batch,
     ) {
-        if usize::from(locked.state.canary) == index + 1 {
-            locked.state.canary = 0;
-            mm.around.canary_faulted(locked.state.canary_since);
+        if locked.state.canary.index() == Some(index) {
+            mm.around.canary_faulted(locked.state.canary);
+            locked.state.canary = Canary::NONE;
         }
         let mut others = window & !bit(index);
         let pair = bit(index ^ 1) & mm.table.chunk_mask(split(locked.page(index)).0);
-        let canary = mm.around.choose_canary(window | pair, index);
-        if locked.state.canary == 0
-            && let Some(canary) = canary.filter(|&canary| locked.get(canary).entry().is_some())
+        let canary = mm.around.choose_canary(window, pair, index);
+        if locked.state.canary == Canary::NONE
+            && let Some(canary) = canary
+            && let Some(left_out) = canary.index()
+            && locked.get(left_out).entry().is_some()
         {
-            locked.state.canary = canary as u8 + 1;
-            locked.state.canary_since = mm.around.now();
-            others &= !bit(canary);
+            locked.state.canary = canary;
+            others &= !bit(left_out);
         }
         for i in indices(others) {
             let Some(entry) = locked.get(i).entry() else {

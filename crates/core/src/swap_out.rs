@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 
 use crate::area::SwapArea;
+use crate::around::Canary;
 use crate::cache::Lock;
 use crate::device::DeviceError;
 use crate::entry::SwapEntry;
@@ -128,9 +129,10 @@ impl<F: Frames> Swap<F> {
             locked = mm.table.lock(chunk);
         }
         self.put_entries(&mut locked, area, block, staged, &entries);
-        if staged != 0 && locked.state.canary != 0 {
-            let canary = usize::from(locked.state.canary) - 1;
-            locked.state.canary = 0;
+        if staged != 0
+            && let Some(canary) = locked.state.canary.index()
+        {
+            locked.state.canary = Canary::NONE;
             if locked.get(canary).entry().is_some() && staged & bit(canary) == 0 {
                 mm.around.canary_lost();
             }

@@ -48,8 +48,8 @@ pub(crate) enum Method {
     Lz4,
     /// Zstandard at its given level.
     Zstd,
-    /// Zstandard with literals as they are: nearly the time of LZ4 for reading, and most of what Zstandard gains on pages that
-    /// repeat themselves. Of processes at work, LZ4, this, level 1, and level 2, which looks for matches of four bytes (ratio of
+    /// Zstandard with literals as they are: reads in half to two thirds of the time, and has most of what Zstandard gains on pages
+    /// that repeat themselves. Of processes at work, LZ4, this, level 1, and level 2, which looks for matches of four bytes (ratio of
     /// 4 KiB pages; microseconds in and out, of one run each on the host of the README): a sort 3.2, 4.8, 7.1, 6.9; 3.0 + 1.0,
     /// 8.4 + 2.4, 7.9 + 3.5, 8.3 + 3.4. Python's dicts 3.8, 7.8, 8.5, 8.5; 2.8 + 1.1, 9.7 + 2.4, 8.4 + 3.8, 8.5 + 3.9. A database
     /// in memory 1.6, 1.9, 2.2, 2.3; 4.9 + 1.4, 14 + 3.5, 17 + 7.0, 17 + 6.9.

@@ -15,7 +15,7 @@ const ONE: u64 = 1024;
 const FREED: u64 = 2;
 
 /// The expected share of pages that would be touched before they are written, from which on denser storing pays, and below which
-/// it no longer does. A page that need not go and come costs 10 to 15 us less, one that goes and comes 3 us more.
+/// it no longer does. A page that need not go and come costs 10 to 15 us less, one that goes and comes 3 to 8 us more.
 const PAYS_FROM: u64 = ONE * 2 / 5;
 const PAYS_NOT: u64 = ONE / 5;
 

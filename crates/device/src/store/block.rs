@@ -14,6 +14,7 @@
 //! because the lock orders them. Exception: `shard` may be read by whoever owns an object in the
 //! block, since it cannot change then.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::class::{Class, MAX_OBJECTS};
@@ -100,23 +101,31 @@ impl Block {
     }
 }
 
-/// The objects that are not used, lowest first.
-fn free_objects(bitmap: &Bitmap, class: Class) -> impl Iterator<Item = usize> {
-    let words = bitmap[..class.objects.div_ceil(64)].iter().enumerate();
-    let free = words.flat_map(|(index, word)| {
-        userswap_core::mask::indices(!word.load(Relaxed)).map(move |bit| index * 64 + bit)
-    });
-    free.take_while(move |&object| object < class.objects)
-}
-
 /// The first object that is not used.
 pub(super) fn first_free(bitmap: &Bitmap, class: Class) -> Option<usize> {
-    free_objects(bitmap, class).next()
+    first_free_of(bitmap, 0..class.objects)
 }
 
-/// The first of those whose pages are all in `resident`.
+/// The first object that is not used, of those whose pages are all in `resident`.
 pub(super) fn first_hole(bitmap: &Bitmap, class: Class, resident: Pages) -> Option<usize> {
-    free_objects(bitmap, class).find(|&object| class.pages_of(object) & !resident == 0)
+    runs_in(resident).find_map(|(first, len)| {
+        let (start, end) = (first * PAGE_SIZE, (first + len) * PAGE_SIZE);
+        let within = start.div_ceil(class.size)..(end / class.size).min(class.objects);
+        first_free_of(bitmap, within)
+    })
+}
+
+fn first_free_of(bitmap: &Bitmap, objects: Range<usize>) -> Option<usize> {
+    let (mut start, end) = (objects.start, objects.end);
+    while start < end {
+        let free = !bitmap[start / 64].load(Relaxed) >> (start % 64);
+        if free != 0 {
+            let object = start + free.trailing_zeros() as usize;
+            return (object < end).then_some(object);
+        }
+        start = (start / 64 + 1) * 64;
+    }
+    None
 }
 
 /// Whether object `object` is used.
@@ -215,6 +224,25 @@ mod tests {
             assert_eq!(first_free(&bitmap, class), None);
             assert!(mark(&bitmap, class.objects / 2, false));
             assert_eq!(first_free(&bitmap, class), Some(class.objects / 2));
+        }
+    }
+
+    #[test]
+    fn a_hole_is_a_free_object_on_resident_pages() {
+        let masks = [0, 1, 0b110, 0x8000_0001, 0x00ff_f0f0, Pages::MAX];
+        for index in 0..COUNT {
+            let class = class(index);
+            let bitmap: Bitmap = [const { AtomicU64::new(0) }; _];
+            for object in 0..class.objects {
+                mark(&bitmap, object, object % 3 == 0 || object % 7 == 2);
+            }
+            for resident in masks {
+                let mut objects = 0..class.objects;
+                let hole = objects.find(|&object| {
+                    !is_used(&bitmap, object) && class.pages_of(object) & !resident == 0
+                });
+                assert_eq!(first_hole(&bitmap, class, resident), hole, "{resident:x}");
+            }
         }
     }
 

@@ -90,6 +90,9 @@ impl Store {
         len: usize,
     ) -> Result<Handle, DeviceError> {
         let shard = self.blocks[handle.block() as usize].shard() as usize;
+        // Of its own class: it may have filled a larger hole.
+        let class = class::index_of(len + OWNER_BYTES);
+        let shard = class * self.shards_per_class + shard % self.shards_per_class;
         let copy = self.try_allocate(shard, false)?;
         // SAFETY: the old object is not freed during the call, says the caller; the new one is
         // ours alone, except for the owner's number, which everyone accesses atomically.

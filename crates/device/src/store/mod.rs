@@ -55,8 +55,8 @@ const OWNER_BYTES: usize = size_of::<u32>();
 /// Address space per slot. Four pages: a block would have to be three quarters empty, all over, for
 /// the arena to run out; that takes no memory, only addresses.
 const RESERVE_PER_SLOT: usize = 4 * PAGE_SIZE;
-/// Pages populated together: a few, and more the more blocks a shard has, up to half a block. Four
-/// together save most of what there is to save; more would be wasted on a shard that stays small.
+/// Pages populated together, where there are few holes: a few, and more the more blocks a shard has, up to half a block.
+/// Four together save most of what there is to save; more would be wasted on a shard that stays small.
 const FEW_PAGES: usize = 2;
 /// The most idle pages that are kept: with half of them given back at once, what an
 /// interruption costs is small beside it; and it is done in some 20 us, by whoever freed the last.
@@ -66,15 +66,15 @@ const LEAST_IDLE: u32 = 8;
 const IDLE_PART: u64 = 64;
 /// There are many holes where more than one in so many bytes of objects lie beside them.
 const LOOSE: u64 = 32;
-/// Classes whose holes an object may take: its own and the next ones, each some 2 % larger.
-const NEAR_CLASSES: usize = 8;
+/// An object may take a hole that is larger than its class by one part in so many.
+const LARGER: usize = 8;
 /// Slots from which on each CPU gets shards of its own: below, half-filled blocks would cost more
 /// than waiting for a lock does.
 const SLOTS_PER_SHARD: u64 = 64 * 1024;
 const MAX_SHARDS_PER_CLASS: usize = 8;
 
 /// Where an object is: its distance from the start of the arena, in units of 16 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Handle(pub(crate) u64);
 
 impl Handle {
@@ -287,7 +287,9 @@ impl Store {
     fn allocate(&self, cpu: usize, class: usize) -> Result<Handle, DeviceError> {
         let shard_of = |class| class * self.shards_per_class + cpu % self.shards_per_class;
         if class < class::PAGES && self.is_loose() {
-            let mut near = class..(class + NEAR_CLASSES).min(class::PAGES);
+            let size = class::class(class).size;
+            let largest = class::index_of((size + size / LARGER).min(class::MAX_OBJECT));
+            let mut near = class..=largest.max(class);
             if let Some(handle) = near.find_map(|class| self.fill_hole(shard_of(class))) {
                 return Ok(handle);
             }

@@ -1,7 +1,7 @@
 //! Shards: what threads on different CPUs, or storing different sizes, do not share.
 //!
 //! A shard owns blocks of one class. Those with a free object are in four lists by density;
-//! allocation takes from the densest, so that sparse blocks drain. Those with idle pages are also
+//! allocation takes from the densest, so that sparse blocks drain, or fills holes. Those with idle pages are also
 //! in a queue, oldest first, from which pages are given back once there are more than a few.
 //!
 //! A shard is reached only through its lock, and changes the bookkeeping of its own blocks only.
