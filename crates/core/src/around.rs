@@ -240,7 +240,7 @@ impl Around {
     /// `index` is the faulting page.
     pub(crate) fn choose_canary(&self, window: u64, pair: u64, index: usize) -> Option<Canary> {
         let pages = window.count_ones();
-        let came_in = self.came_in.fetch_add(pages, Ordering::Relaxed) + pages;
+        let before = self.came_in.fetch_add(pages, Ordering::Relaxed);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         if self.fixed || !turn.is_multiple_of(CANARY_EVERY) || self.random.load(Ordering::Relaxed) {
             return None;
@@ -251,7 +251,7 @@ impl Around {
         let nth = (turn / CANARY_EVERY).wrapping_mul(0x9e37_79b9) >> 16;
         let canary =
             crate::mask::indices(others).nth((nth % others.count_ones().max(1)) as usize)?;
-        Some(Canary::new(canary, came_in))
+        Some(Canary::new(canary, before.wrapping_add(pages)))
     }
 
     /// Memory holds `pages` pages now.
