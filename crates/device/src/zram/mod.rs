@@ -40,8 +40,10 @@ use word::{Stored, WIDE_BYTES, Word};
 /// for what the program works on.
 const DENSE_FROM: u64 = 2;
 
-/// Where pages are to be small, its full level is worth its time from so much earlier on.
+/// Where pages are to be small, its full level is worth its time from so much earlier on, if pages compress badly: to less than one
+/// part in so many of their bytes it saves little more than the fast one.
 const SMALL_FROM: u64 = 2;
+const BADLY: u64 = 4;
 
 /// How a [`Zram`] is to work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,7 +227,8 @@ impl Zram {
             Codec::Zstd => return Method::Zstd,
             Codec::Adaptive => {
                 let (small, dense_from) = (self.small.load(Relaxed), self.dense_from.load(Relaxed));
-                match bytes > dense_from || small && bytes > dense_from / SMALL_FROM {
+                let early = || bytes > dense_from / SMALL_FROM && self.compresses_badly();
+                match bytes > dense_from || small && early() {
                     true => Method::Zstd,
                     false if small => Method::FastZstd,
                     false => Method::Lz4,
@@ -237,6 +240,14 @@ impl Zram {
         } else {
             Method::Lz4
         }
+    }
+
+    fn compresses_badly(&self) -> bool {
+        let (bytes, pages) = (
+            self.counters.total(STORED_BYTES),
+            self.counters.total(PACKED),
+        );
+        bytes > pages * PAGE_SIZE as u64 / BADLY
     }
 
     /// Makes `word` what `slot` holds, and frees what it held.

@@ -94,18 +94,36 @@ fn a_store_that_outgrows_its_share_is_compressed_anew() {
 
 #[test]
 fn pages_get_small_while_the_engine_asks_for_it() {
-    // Repeats itself, in a way that LZ4 makes less of.
-    let page = |slot: u32| {
+    // The one repeats itself, in a way that LZ4 makes less of; half of the other are literals.
+    let well = |slot: u32| {
         let mut page = page_of(slot as usize % 7 + 1);
         for (at, word) in page.chunks_exact_mut(16).enumerate() {
             word[0] = (at as u8).wrapping_mul(7) & 31;
         }
         page
     };
+    let badly = |slot: u32| {
+        let mut page = well(slot);
+        let mut seed = slot;
+        for byte in &mut page[..PAGE_SIZE / 2] {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = (seed >> 24) as u8 & 15;
+        }
+        page
+    };
+    pages_get_small(&well, false);
+    pages_get_small(&badly, true);
+}
+
+/// `full`: whether they are compressed at the full level from a quarter of the limit on.
+fn pages_get_small(page: &dyn Fn(u32) -> PageBytes, full: bool) {
     let device = adaptive(80);
     device.note_limit(1 << 30);
+    // Gives the bytes that they take.
     let write = |slots: std::ops::Range<u32>| {
+        let before = device.usage().stored_bytes;
         slots.for_each(|slot| device.write(slot.into(), &page(slot)).unwrap());
+        device.usage().stored_bytes - before
     };
     write(0..16);
     device.prefer_small(true);
@@ -116,15 +134,14 @@ fn pages_get_small_while_the_engine_asks_for_it() {
     let after = device.usage();
     assert_eq!(after.dense_pages, 32);
     assert!(after.stored_bytes < before, "{before} {after:?}");
-    write(32..48);
-    assert_eq!(device.usage().dense_pages, 48);
-    let fast = device.usage();
-    device.note_limit(fast.memory_bytes * 3);
-    write(48..64);
-    let full = device.usage();
-    assert_eq!(full.dense_pages, 64);
-    let (fast, full) = (fast.stored_bytes / 3, full.stored_bytes - fast.stored_bytes);
-    assert!(full < fast, "{full} bytes, {fast} at the fast level");
+    let fast = write(32..48);
+    let after = device.usage();
+    assert_eq!(after.dense_pages, 48);
+    device.note_limit(after.memory_bytes * 3);
+    let later = write(48..64);
+    assert_eq!(device.usage().dense_pages, 64);
+    let is_smaller = later + later / 8 < fast;
+    assert_eq!(is_smaller, full, "{later} bytes, {fast} before");
     device.note_limit(1 << 30);
     device.prefer_small(false);
     write(64..80);
