@@ -22,8 +22,8 @@
 //!
 //! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `density`, `stream` (what an engine is made of and counts), `thread`
 //! (its own threads), `held` (what system calls use), `registrar`, `frames`, `space` (memory), `effort`, `reclaim`, `room`,
-//! `crew` and `shared` (what leaves memory, who helps to bring it back, and the state all parts share), `registry`, `fault`,
-//! `spare` (where faults come in), `engine`, `watch`, `swapoff` and `region` (what users hold).
+//! `crew` and `shared` (what leaves memory, who helps to bring it back, and the state all parts share), `resolve` (one
+//! fault), `registry`, `fault`, `spare` (where faults come in), `engine`, `watch`, `swapoff` and `region` (what users hold).
 
 mod budget;
 mod crew;

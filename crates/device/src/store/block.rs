@@ -115,6 +115,7 @@ pub(super) fn first_hole(bitmap: &Bitmap, class: Class, resident: Pages) -> Opti
     })
 }
 
+/// The first of `objects` that is not used.
 fn first_free_of(bitmap: &Bitmap, objects: Range<usize>) -> Option<usize> {
     let (mut start, end) = (objects.start, objects.end);
     while start < end {

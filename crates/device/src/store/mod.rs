@@ -66,7 +66,7 @@ const LEAST_IDLE: u32 = 8;
 const IDLE_PART: u64 = 64;
 /// There are many holes where more than one in so many bytes of objects lie beside them.
 const LOOSE: u64 = 32;
-/// An object may take a hole that is larger than its class by one part in so many.
+/// An object may take a hole that is larger than its class by one part in so many at most.
 const LARGER: usize = 8;
 /// Slots from which on each CPU gets shards of its own: below, half-filled blocks would cost more
 /// than waiting for a lock does.
@@ -288,8 +288,8 @@ impl Store {
         let shard_of = |class| class * self.shards_per_class + cpu % self.shards_per_class;
         if class < class::PAGES && self.is_loose() {
             let size = class::class(class).size;
-            let largest = class::index_of((size + size / LARGER).min(class::MAX_OBJECT));
-            let mut near = class..=largest.max(class);
+            let is_near = |&near: &usize| class::class(near).size <= size + size / LARGER;
+            let mut near = (class..class::PAGES).take_while(is_near);
             if let Some(handle) = near.find_map(|class| self.fill_hole(shard_of(class))) {
                 return Ok(handle);
             }

@@ -156,7 +156,7 @@ fn holes_are_filled() {
         let stored: usize = objects.iter().map(|(_, len)| len).sum();
         let part = store.resident_bytes() as f64 / stored as f64;
         assert!(
-            part < if least > 1000 { 1.1 } else { 1.25 },
+            part < if least > 1000 { 1.1 } else { 1.15 },
             "{part:.3} of what is stored"
         );
         check_counts(&store);

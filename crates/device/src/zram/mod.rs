@@ -40,9 +40,10 @@ use word::{Stored, WIDE_BYTES, Word};
 /// for what the program works on.
 const DENSE_FROM: u64 = 2;
 
-/// Where pages are to be small, its full level is worth its time from so much earlier on, if pages compress badly: to less than one
-/// part in so many of their bytes it saves little more than the fast one.
+/// Where pages are to be small and compress badly, its full level is worth its time from one part in so many of that on.
 const SMALL_FROM: u64 = 2;
+
+/// Badly: to more than one part in so many of their bytes. Of the others the full level saves little more than the fast one.
 const BADLY: u64 = 4;
 
 /// How a [`Zram`] is to work.
@@ -242,12 +243,10 @@ impl Zram {
         }
     }
 
+    /// Whether what is stored compresses badly.
     fn compresses_badly(&self) -> bool {
-        let (bytes, pages) = (
-            self.counters.total(STORED_BYTES),
-            self.counters.total(PACKED),
-        );
-        bytes > pages * PAGE_SIZE as u64 / BADLY
+        let pages = self.counters.total(PACKED) * PAGE_SIZE as u64;
+        self.counters.total(STORED_BYTES) > pages / BADLY
     }
 
     /// Makes `word` what `slot` holds, and frees what it held.
