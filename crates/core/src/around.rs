@@ -70,7 +70,7 @@ struct Terms {
 }
 
 /// For neighbours that are read from a device.
-const READ: Terms = Terms { soon: 32, lost: 3 };
+const READ: Terms = Terms { soon: 16, lost: 3 };
 
 /// For neighbours that are staged.
 const BACK: Terms = Terms {
@@ -254,10 +254,10 @@ impl Around {
         Some(Canary::new(canary, before.wrapping_add(pages)))
     }
 
-    /// Memory holds `pages` pages now.
+    /// Memory holds about `pages` pages now.
     pub(crate) fn note_room(&self, pages: usize) {
         // A line that all threads read is written only when it has to be.
-        if self.room.load(Ordering::Relaxed) != pages {
+        if self.room.load(Ordering::Relaxed).abs_diff(pages) > pages / 8 {
             self.room.store(pages, Ordering::Relaxed);
         }
     }

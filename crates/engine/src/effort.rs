@@ -61,8 +61,8 @@ impl Tries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Engine, Error};
-    use userswap_sys::uffd::OpenError;
+    use crate::Engine;
+    use crate::testing::{build_or_skip, fill_with_noise};
 
     const ALL: [Step; 5] = [
         Step::Worked,
@@ -93,23 +93,11 @@ mod tests {
     #[test]
     fn a_step_goes_round_once() {
         let builder = Engine::builder().limit(256 << 20);
-        let engine = match builder.build() {
-            Ok(engine) => engine,
-            Err(Error::Userfaultfd(refused @ OpenError::Refused { .. })) => {
-                println!("SKIPPED: a_step_goes_round_once: {refused}");
-                assert!(std::env::var("CI").as_deref() != Ok("true"), "{refused}");
-                return;
-            }
-            Err(error) => panic!("{error}"),
+        let Some(engine) = build_or_skip(builder, "a_step_goes_round_once") else {
+            return;
         };
         let mut region = engine.region(64 << 20).expect("a region");
-        let mut noise = 1_u64;
-        for word in region[..userswap_core::device::PAGE_SIZE].chunks_exact_mut(8) {
-            noise ^= noise << 13;
-            noise ^= noise >> 7;
-            noise ^= noise << 17;
-            word.copy_from_slice(&noise.to_ne_bytes());
-        }
+        fill_with_noise(&mut region[..userswap_core::device::PAGE_SIZE], 1);
         let shared = engine.shared();
         let step = || (0..100).map(|_| shared.reclaim_step());
         assert!(step().any(|step| step == Step::InVain), "it compresses");

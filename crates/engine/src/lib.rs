@@ -50,6 +50,8 @@ mod spec;
 mod stats;
 mod stream;
 mod swapoff;
+#[cfg(test)]
+mod testing;
 mod thread;
 mod watch;
 mod windows;

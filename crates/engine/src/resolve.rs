@@ -148,15 +148,55 @@ impl Shared {
         self.counters.ahead(mapped);
     }
 
-    /// How many pages a fault on `page` may map: fewer where the limit is so small that a full window would be a
-    /// large part of it.
+    /// How many pages a fault on `page` may map: fewer where so little memory is left for pages that a full window would
+    /// be a large part of it.
     fn window(&self, mm: &Mm<RealSpace>, page: usize) -> usize {
-        let room = self
-            .budget
-            .limit()
-            .map_or(u64::MAX, |limit| limit / PAGE_SIZE as u64);
-        mm.note_room(room as usize);
-        let most = room / 32;
-        self.swap.fault_around(mm, page).min(most.max(1) as usize)
+        let room = self.room_pages();
+        mm.note_room(room);
+        self.swap.fault_around(mm, page).min((room / 32).max(1))
+    }
+
+    /// How many pages memory holds, staged ones included: what the limit leaves beside the store and the rest, or what is
+    /// there now where that is more.
+    fn room_pages(&self) -> usize {
+        let Some(limit) = self.budget.limit() else {
+            return usize::MAX;
+        };
+        let staged = self.swap.frames().staged_bytes();
+        let left = limit.saturating_sub(self.other_bytes());
+        (left.max(self.budget.resident_bytes()) + staged) as usize / PAGE_SIZE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Engine;
+    use crate::testing::{build_or_skip, fill_with_noise};
+
+    /// A fault's neighbours are measured by what memory is left for pages, not by a limit that the store fills.
+    #[test]
+    fn windows_are_narrow_where_the_store_leaves_little_room() {
+        const LIMIT: usize = 64 << 20;
+        let builder = Engine::builder().limit(LIMIT as u64);
+        let name = "windows_are_narrow_where_the_store_leaves_little_room";
+        let Some(engine) = build_or_skip(builder, name) else {
+            return;
+        };
+        let shared = engine.shared();
+        let mut region = engine.region(120 << 20).expect("a region");
+        let memory = shared.region_at(region.as_ptr() as usize).expect("listed");
+        for (seed, page) in region.chunks_exact_mut(PAGE_SIZE).enumerate() {
+            fill_with_noise(&mut page[PAGE_SIZE / 2..], seed as u64);
+        }
+        let (room, store) = (shared.room_pages(), shared.store_bytes() as usize);
+        assert!(store > LIMIT / 2, "{store}");
+        assert!(room <= (LIMIT - store) / PAGE_SIZE + 64, "{room}, {store}");
+        assert_eq!(shared.swap.fault_around(&memory.mm, 0), 64);
+        let window = shared.window(&memory.mm, 0);
+        assert!(
+            window < 64 && window.abs_diff(room / 32) <= 2,
+            "{window} of {room}"
+        );
     }
 }
