@@ -162,7 +162,13 @@ fn one_without_privileges_any_more_does_not() {
 /// the program goes on under its limit, whether they have its memory, for a while, or a copy of it.
 #[test]
 fn programs_that_filter_their_system_calls() {
-    for (who, processes) in [("thread", 1), ("all", 1), ("vfork", 1), ("clone", 2)] {
+    for (who, processes) in [
+        ("thread", 1),
+        ("all", 1),
+        ("forks", 1),
+        ("vfork", 1),
+        ("clone", 2),
+    ] {
         let Some(swapping) = check(User::Any, "confined", &[38], &["48", who]) else {
             return;
         };

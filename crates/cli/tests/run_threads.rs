@@ -21,7 +21,13 @@ programs! { User::InThreads;
 
 #[test]
 fn programs_that_filter_their_system_calls() {
-    for (who, processes) in [("thread", 1), ("all", 1), ("vfork", 1), ("clone", 2)] {
+    for (who, processes) in [
+        ("thread", 1),
+        ("all", 1),
+        ("forks", 1),
+        ("vfork", 1),
+        ("clone", 2),
+    ] {
         let Some(swapping) = check(User::InThreads, "confined", &[38], &["48", who]) else {
             return;
         };

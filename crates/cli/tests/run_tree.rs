@@ -60,8 +60,8 @@ impl Seen {
     }
 }
 
-/// Runs `crowd` and looks at its processes, one after another: some sums may be of different moments.
-fn crowd(limit: u64, options: &[&str], arguments: &[&str]) -> Seen {
+/// Runs `program` and looks at its processes, one after another: some sums may be of different moments.
+fn watched(program: &str, limit: u64, options: &[&str], arguments: &[&str]) -> Seen {
     // One at a time: each takes all CPUs there may be.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,7 +69,7 @@ fn crowd(limit: u64, options: &[&str], arguments: &[&str]) -> Seen {
         .userswap()
         .args(["run", "--limit", &format!("{limit}M")])
         .args(options)
-        .args(["--", &compiled("crowd")])
+        .args(["--", &compiled(program)])
         .args(arguments)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -116,7 +116,7 @@ fn crowd(limit: u64, options: &[&str], arguments: &[&str]) -> Seen {
     };
     let parts = [50, 90, 95, 100].map(|of_100| seen.mib_of_100(of_100));
     println!(
-        "{arguments:?}: {} looks, {parts:?} MiB of {limit}, the parent at least {}",
+        "{program} {arguments:?}: {} looks, {parts:?} MiB of {limit}, the parent at least {}",
         seen.sums.len(),
         least_of_parent >> 20
     );
@@ -137,7 +137,7 @@ fn many_processes_together_keep_within_the_limit() {
         return;
     }
     for strict in [&[][..], &["--strict"]] {
-        crowd(80, strict, &["6", "35", "16"]);
+        watched("crowd", 80, strict, &["6", "35", "16"]);
     }
 }
 
@@ -148,6 +148,18 @@ fn one_that_waits_gives_way_to_those_that_work() {
     if !possible_with(test, &["gcc", "timeout"]) {
         return;
     }
-    let seen = crowd(80, &[], &["2", "50", "120", "60"]);
+    let seen = watched("crowd", 80, &[], &["2", "50", "120", "60"]);
     assert!(seen.least_of_parent < 16 << 20, "{}", seen.least_of_parent);
+}
+
+/// Five have what one had, each for itself: they copy faster than any of them could be seen to.
+#[test]
+fn copies_after_a_fork_keep_within_the_limit() {
+    let test = "copies_after_a_fork_keep_within_the_limit";
+    if !possible_with(test, &["gcc", "timeout"]) {
+        return;
+    }
+    let seen = watched("copies", 80, &[], &["4", "40", "6"]);
+    let most = seen.mib_of_100(100);
+    assert!(most <= 100, "{most} MiB");
 }

@@ -78,6 +78,11 @@ pub(crate) struct Whole {
     pub(crate) can_be_held: fn(u64) -> bool,
     /// Whether this process is to end since it cannot; the others then count without it.
     pub(crate) ends: fn(u64) -> bool,
+    /// Counts so many more bytes as this process's, until it next says what it has; not, unless `always`, where the whole would
+    /// be more than the limit then (`false`).
+    pub(crate) count: fn(bytes: i64, always: bool) -> bool,
+    /// Which of 64 pages from an address on no other process has, where that can be seen.
+    pub(crate) own_pages: fn(usize) -> Option<u64>,
 }
 
 /// How full the budget is.
@@ -197,6 +202,15 @@ impl Budget {
             self.rest
                 .fetch_sub((pages * PAGE_SIZE as u64) as i64, Ordering::Relaxed);
         }
+    }
+
+    /// `pages` that were charged are part of the rest from now on, until the system is next asked.
+    pub(crate) fn leave_to_rest(&self, pages: u64) {
+        if self.rest().is_some() {
+            self.rest
+                .fetch_add((pages * PAGE_SIZE as u64) as i64, Ordering::Relaxed);
+        }
+        self.uncharge(pages);
     }
 
     /// Counts `pages` as mapped if that stays within the limit; `others` is what else is in use.

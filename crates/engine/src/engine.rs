@@ -1,6 +1,6 @@
 //! Building and owning an engine.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 
@@ -17,8 +17,10 @@ use crate::crew::{Crew, HelpWanted};
 use crate::density::Density;
 use crate::fault::{self, Handlers};
 use crate::frames::{BLOCK_BYTES, FramePool, STAGING_FAULTS};
+use crate::guard::Known;
+use crate::hand::Hand;
 use crate::moving::Moving;
-use crate::reclaim::{Hand, Inactive};
+use crate::reclaim::Inactive;
 use crate::region::Region;
 use crate::registrar::Registrar;
 use crate::registry;
@@ -120,18 +122,24 @@ impl EngineBuilder {
     /// process that is strict, as long as `can_be_held` says that the whole can be held with so many bytes in use here. It is
     /// called from signal handlers, too.
     ///
-    /// `ends` says, where it cannot be held and is strict, whether this process is the one to end, as it does then.
+    /// `ends` says, where it cannot be held and is strict, whether this process is the one to end, as it does then. `count` counts
+    /// so many more bytes as this process's before the system is asked; not, unless the second argument says so, where the whole
+    /// would be more than the limit then (`false`). `own_pages` says which of 64 pages from an address on no other process has.
     #[doc(hidden)]
     pub fn shares_limit(
         mut self,
         bytes: u64,
         can_be_held: fn(u64) -> bool,
         ends: fn(u64) -> bool,
+        count: fn(i64, bool) -> bool,
+        own_pages: fn(usize) -> Option<u64>,
     ) -> Self {
         self.whole = Some(Whole {
             bytes,
             can_be_held,
             ends,
+            count,
+            own_pages,
         });
         self
     }
@@ -231,6 +239,7 @@ impl EngineBuilder {
             policy: self.policy,
             working: AtomicUsize::new(0),
             most_working: pool.most_working,
+            turn: AtomicU32::new(0),
             warned_area_full: AtomicBool::new(false),
             warned_write: AtomicBool::new(false),
             reclaimer: Bell::default(),
@@ -246,6 +255,7 @@ impl EngineBuilder {
             start: StartLine::new(!process),
             bell_number: AtomicI32::new(-1),
             inline_for_now: AtomicBool::new(false),
+            known: Known::default(),
             stack_taken: AtomicBool::new(false),
             spare: Spare::default(),
             keeps_spare,

@@ -314,11 +314,15 @@ fn on_event(shared: &Shared, fault: PageFault) {
 }
 
 impl RegionMemory {
-    /// A page of a window that is there by its word faults: the program may have dropped it in a way that nobody sees.
+    /// A page of a window that is there by its word faults: the program may have dropped it in a way that nobody sees, or it is
+    /// protected and nothing says so.
     fn note_gone(&self, page: usize) {
         let is_gone = || present_mask(self.mm.space.address(page), 1) == Some(0);
         if self.shared.swap.note_gone(&self.mm, page, is_gone) {
             self.shared.budget.uncharge(1);
+        } else {
+            // Rather a copy that nobody charges than a thread that comes back for ever.
+            self.mm.space.unguard_unsaid(page);
         }
     }
 }

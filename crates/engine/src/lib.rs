@@ -21,9 +21,10 @@
 //! signals. One installed later replaces the engine's and must call the one it found.
 //!
 //! Modules, bottom-up: `spec`, `error`, `stats`, `budget`, `density`, `stream` (what an engine is made of and counts), `thread`
-//! (its own threads), `held` (what system calls use), `registrar`, `frames`, `space` (memory), `effort`, `reclaim`, `room`,
-//! `crew` and `shared` (what leaves memory, who helps to bring it back, and the state all parts share), `resolve` (one
-//! fault), `registry`, `fault`, `spare` (where faults come in), `engine`, `watch`, `swapoff` and `region` (what users hold).
+//! (its own threads), `held` (what system calls use), `registrar`, `frames`, `space` (memory), `effort`, `hand`, `reclaim`,
+//! `room`, `guard`, `crew` and `shared` (what leaves memory, what copies after a fork take, who helps to bring it back, and the
+//! state all parts share), `resolve` (one fault), `registry`, `fault`, `spare` (where faults come in), `engine`, `watch`,
+//! `swapoff` and `region` (what users hold).
 
 mod budget;
 mod crew;
@@ -33,6 +34,8 @@ mod engine;
 mod error;
 mod fault;
 mod frames;
+mod guard;
+mod hand;
 #[doc(hidden)]
 pub mod held;
 mod moving;

@@ -1,6 +1,6 @@
 //! Making room: which pages leave memory, and when.
 //!
-//! A clock hand goes round the chunks of all regions and stages what is present. Staged blocks queue
+//! The clock hand ([`crate::hand`]) stages what is present. Staged blocks queue
 //! up as the inactive list; a page that is touched there goes back for the price of a move. When the
 //! list is as long as it should be, its oldest block is written out and its frames come free.
 //!
@@ -23,12 +23,10 @@ use crate::budget::Level;
 use crate::density::Use;
 use crate::effort::Step;
 use crate::engine::blocks_for;
+use crate::hand::SKIPS;
 use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
 use crate::spec::Policy;
-
-/// Passes of the clock hand for which a page that did not compress is left alone.
-const SKIPS: u64 = 15;
 
 /// Pieces of other work between steps that gain nothing.
 const PIECES: usize = 16;
@@ -38,39 +36,6 @@ const DENSITY_PERIOD: u64 = 4;
 
 /// Bytes of holes in the store that are not worth moving anything for.
 const COMPACT_FROM: u64 = 1 << 20;
-
-/// Where the clock hand is.
-#[derive(Debug, Default)]
-pub(crate) struct Hand {
-    region: usize,
-    chunk: usize,
-    /// What the next random place follows from.
-    seed: u64,
-}
-
-impl Hand {
-    /// Goes to a random chunk that may have a present page, if a few hundred tries find one.
-    fn jump(&mut self, regions: &[Arc<RegionMemory>]) {
-        const TRIES: usize = 500;
-        for _ in 0..TRIES {
-            // A linear congruential generator: its upper bits are good enough.
-            self.seed = self
-                .seed
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let random = (self.seed >> 33) as usize;
-            let region = random % regions.len().max(1);
-            let Some(table) = regions.get(region).map(|region| &region.mm.table) else {
-                return;
-            };
-            let chunk = random / regions.len() % table.chunks().max(1);
-            if table.next_occupied(chunk) == Some(chunk) {
-                (self.region, self.chunk) = (region, chunk);
-                return;
-            }
-        }
-    }
-}
 
 /// A staged block and where its pages came from.
 #[derive(Clone, Copy, Debug)]
@@ -164,70 +129,6 @@ impl Shared {
         // What they have in hand stays within a fortieth of the limit.
         let fit = blocks_for(self.budget.limit()) / 40;
         (before < fit.clamp(1, self.most_working)).then_some(working)
-    }
-
-    /// Chunks of all regions that may have something in memory.
-    pub(crate) fn occupied(&self) -> usize {
-        let regions = self.regions();
-        let tables = regions.iter().map(|region| &region.mm.table);
-        tables.map(|table| table.occupied()).sum()
-    }
-
-    /// Stages the next chunk that has something to stage. `false`: none has, or there is no room.
-    fn stage_next(&self) -> bool {
-        let occupied = self.occupied();
-        let regions = self.regions();
-        // Once round: pages that are passed over now may be asked the next time.
-        for _ in 0..occupied {
-            let Some((region, chunk)) = self.advance(&regions) else {
-                return false;
-            };
-            let present = self.swap.present(&region.mm, chunk);
-            if present == 0 {
-                region.mm.table.note_empty(chunk);
-                continue;
-            }
-            let wanted = self.swap.pass_over(&region.mm, chunk, present);
-            if wanted == 0 {
-                continue;
-            }
-            let staged = self.stage(region, chunk, wanted);
-            // What would not go, since the system uses it, is not asked again at once.
-            let refused = wanted & self.swap.present(&region.mm, chunk);
-            if refused != 0 && staged != Err(StageError::AreaFull) {
-                self.swap.leave_alone(&region.mm, chunk, refused, SKIPS);
-            }
-            match staged {
-                Ok(_) => return true,
-                Err(StageError::NothingToDo) => {}
-                Err(StageError::AreaFull | StageError::NoFrames) => return false,
-            }
-        }
-        false
-    }
-
-    /// Moves the hand on and returns where it was.
-    fn advance<'a>(
-        &self,
-        regions: &'a [Arc<RegionMemory>],
-    ) -> Option<(&'a Arc<RegionMemory>, usize)> {
-        let mut hand = self.hand.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.policy == Policy::Random {
-            hand.jump(regions);
-        }
-        // Every region once, and the first one from its start.
-        for _ in 0..=regions.len() {
-            if hand.region >= regions.len() {
-                (hand.region, hand.chunk) = (0, 0);
-            }
-            let region = regions.get(hand.region)?;
-            if let Some(chunk) = region.mm.table.next_occupied(hand.chunk) {
-                hand.chunk = chunk + 1;
-                return Some((region, chunk));
-            }
-            (hand.region, hand.chunk) = (hand.region + 1, 0);
-        }
-        None
     }
 
     /// Stages pages of a chunk onto the inactive list.

@@ -3,7 +3,7 @@
 
 use std::ops::Deref;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use userswap_sys::Errno;
 use userswap_sys::uffd::{Open, OpenError, Uffd};
@@ -17,6 +17,9 @@ pub(crate) struct Registrar {
     former: OnceLock<Uffd>,
     /// Memory from this address on is registered with the former one. Changes only while nothing moves.
     former_from: AtomicUsize,
+    /// Memory is registered so that it can be write-protected: all that is taken on, since mappings that are told apart by it
+    /// are not joined.
+    guards: AtomicBool,
 }
 
 /// The one that memory is registered with from now on.
@@ -34,6 +37,34 @@ impl Registrar {
             now: uffd,
             former: OnceLock::new(),
             former_from: AtomicUsize::new(NOWHERE),
+            guards: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on memory is registered so that it can be write-protected; `false`: the system cannot do it.
+    pub(crate) fn begin_to_guard(&self) -> bool {
+        let can = self.now.features().write_protect();
+        // Relaxed, here and below: changes while nobody registers.
+        self.guards.store(can, Ordering::Relaxed);
+        can
+    }
+
+    /// Whether it is.
+    pub(crate) fn guards(&self) -> bool {
+        self.guards.load(Ordering::Relaxed)
+    }
+
+    /// Registers a range with the one that memory is registered with now.
+    ///
+    /// # Safety
+    /// As for [`Uffd::register`].
+    pub(crate) unsafe fn register(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        if self.guards() {
+            // SAFETY: the caller's part.
+            unsafe { self.now.register_guarding(addr, len) }
+        } else {
+            // SAFETY: the caller's part.
+            unsafe { self.now.register(addr, len) }
         }
     }
 

@@ -31,6 +31,15 @@ pub(crate) enum Resolved {
 impl RegionMemory {
     /// Makes an access to `page` succeed on its next try.
     pub(crate) fn resolve(&self, page: usize, write: bool) -> Result<Resolved, FaultError> {
+        let chunk = page / CHUNK_PAGES;
+        if write && self.charge_and_unguard(chunk) && self.is_present(page) {
+            // The end of the protection has woken who waits to write. It may have been put off.
+            return Ok(if self.mm.space.is_guarded(chunk) {
+                Resolved::ByOthers
+            } else {
+                Resolved::Mapped
+            });
+        }
         self.shared.resolve(self, page, write)
     }
 
@@ -44,6 +53,9 @@ impl RegionMemory {
             max_pages: 1,
             wait: true,
         };
+        if write {
+            self.mm.space.unguard_all(&(page..page + 1));
+        }
         let mut no_memory = 0;
         loop {
             shared.budget.force(1);

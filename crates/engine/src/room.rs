@@ -21,11 +21,18 @@ const MOST_WAITS: u32 = 8;
 impl Shared {
     /// Makes room for `pages` and charges them; `false`: no room can be made now, and nothing was charged.
     pub(crate) fn find_room(&self, pages: u64) -> bool {
+        self.reclaim_until(|| {
+            self.budget.ease(self.used_bytes(), now_ns());
+            self.budget.charge(pages, self.other_bytes())
+        })
+    }
+
+    /// Has what can leave memory do so until `is_done`; `false`: no more can, now.
+    pub(crate) fn reclaim_until(&self, mut is_done: impl FnMut() -> bool) -> bool {
         let mut tries = Tries::new(self.occupied());
         loop {
             let step = self.reclaim_step();
-            self.budget.ease(self.used_bytes(), now_ns());
-            if self.budget.charge(pages, self.other_bytes()) {
+            if is_done() {
                 return true;
             }
             if !tries.go_on(step) {

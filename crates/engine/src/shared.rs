@@ -13,8 +13,10 @@ use crate::budget::{Budget, Level, Whole};
 use crate::crew::HelpWanted;
 use crate::density::Density;
 use crate::frames::FramePool;
+use crate::guard::Known;
+use crate::hand::Hand;
 use crate::moving::Moving;
-use crate::reclaim::{Hand, Inactive};
+use crate::reclaim::Inactive;
 use crate::registrar::Registrar;
 use crate::space::RealSpace;
 use crate::spare::Spare;
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) working: AtomicUsize,
     /// How many may be at it at once.
     pub(crate) most_working: usize,
+    /// Chunks that were looked for to be staged.
+    pub(crate) turn: AtomicU32,
     pub(crate) warned_area_full: AtomicBool,
     pub(crate) warned_write: AtomicBool,
     pub(crate) reclaimer: Bell,
@@ -81,6 +85,8 @@ pub(crate) struct Shared {
     /// In a child of fork, until its handler threads run: faults are resolved in the thread that meets
     /// them, whatever the mode.
     pub(crate) inline_for_now: AtomicBool,
+    /// Whether it is known what this process has: see [`crate::guard::Known`].
+    pub(crate) known: Known,
     /// A thread of the program was seen with its stack in memory that is taken on.
     pub(crate) stack_taken: AtomicBool,
     /// The handler thread of a process that may go over to such threads.
@@ -359,6 +365,7 @@ impl Shared {
         let counted =
             self.budget.resident_bytes() + self.store_bytes() + self.swap.frames().staged_bytes();
         self.budget.set_rest(resident as i64 - counted as i64);
+        self.known.set();
         self.budget.ease(self.used_bytes(), now_ns());
     }
 

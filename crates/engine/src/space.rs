@@ -38,13 +38,15 @@ pub(crate) struct RealSpace {
     watch: Option<Watch>,
 }
 
-/// What of a window may be missing, to be read without a lock: see [`held`].
+/// What of a window may be missing or write-protected, to be read without a lock: see [`held`].
 #[derive(Debug)]
 struct Watch {
     /// A bit a page: taken on.
     taken: Box<[AtomicU64]>,
     /// A bit a chunk: pages of it are just being taken out.
     leaving: Box<[AtomicU64]>,
+    /// A bit a chunk: pages of it may be write-protected.
+    guarded: Box<[AtomicU64]>,
 }
 
 impl Watch {
@@ -53,6 +55,7 @@ impl Watch {
         Self {
             taken: bits(pages),
             leaving: bits(pages.div_ceil(CHUNK_PAGES)),
+            guarded: bits(pages.div_ceil(CHUNK_PAGES)),
         }
     }
 }
@@ -121,8 +124,8 @@ impl RealSpace {
         // Relaxed: whoever takes memory on has a fence before it looks at what is held.
         if taken {
             watch.taken[chunk].fetch_or(mask, Ordering::Relaxed);
-        } else {
-            watch.taken[chunk].fetch_and(!mask, Ordering::Relaxed);
+        } else if watch.taken[chunk].fetch_and(!mask, Ordering::Relaxed) & !mask == 0 {
+            self.note_guarded(chunk, false);
         }
     }
 
@@ -140,6 +143,39 @@ impl RealSpace {
         self.watch.as_ref().is_some_and(|watch| {
             watch.leaving[chunk / 64].load(Ordering::Acquire) >> (chunk % 64) & 1 != 0
         })
+    }
+
+    /// Whether pages of `chunk` may be write-protected: see [`crate::guard`].
+    pub(crate) fn is_guarded(&self, chunk: usize) -> bool {
+        // Acquire: with the end of the protection.
+        self.watch.as_ref().is_some_and(|watch| {
+            watch.guarded[chunk / 64].load(Ordering::Acquire) >> (chunk % 64) & 1 != 0
+        })
+    }
+
+    /// Says whether they may be.
+    pub(crate) fn note_guarded(&self, chunk: usize, guarded: bool) {
+        let Some(watch) = &self.watch else { return };
+        let (word, bit) = (&watch.guarded[chunk / 64], 1 << (chunk % 64));
+        if guarded {
+            // Relaxed: whoever guards memory has a fence before it looks at what is held.
+            word.fetch_or(bit, Ordering::Relaxed);
+        } else if word.load(Ordering::Relaxed) & bit != 0 {
+            // Release: the protection ended before.
+            word.fetch_and(!bit, Ordering::Release);
+        }
+    }
+
+    /// Whether memory may be write-protected at all.
+    pub(crate) fn guards(&self) -> bool {
+        self.is_window() && self.uffd.guards()
+    }
+
+    /// Nothing is write-protected: in a child of fork.
+    pub(crate) fn forget_guards(&self) {
+        for word in self.watch.iter().flat_map(|watch| &watch.guarded) {
+            word.store(0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn is_window(&self) -> bool {
@@ -304,8 +340,11 @@ impl AddressSpace for RealSpace {
                     if self.is_window() && errno == Errno::BUSY && !unshared {
                         unshared = true;
                         // Shared with a process made by fork: left in memory, such pages would be all that the two
-                        // have room for.
-                        if mapping::unshare(self.address(page + moved), count - moved).is_ok() {
+                        // have room for. What unshares them is a write.
+                        let is_free = !self.guards() || self.unguard(page / CHUNK_PAGES);
+                        if is_free
+                            && mapping::unshare(self.address(page + moved), count - moved).is_ok()
+                        {
                             continue;
                         }
                     }

@@ -63,7 +63,8 @@ fn refusals(call: Call) -> &'static [Errno] {
         Call::Poison => &[Errno::AGAIN, Errno::NOMEM, Errno::EXIST],
         Call::Wake => &[Errno::AGAIN, Errno::INTR],
         Call::Register => &[Errno::NOMEM, Errno::BUSY, Errno::INVAL],
-        Call::Unregister => &[],
+        // Not used for regions.
+        Call::Unregister | Call::WriteProtect => &[],
         // Any other ends the process: see `a_userfaultfd_that_cannot_be_read_ends_the_process`.
         Call::ReadEvents => &[Errno::AGAIN, Errno::INTR],
         Call::Discard => &[Errno::AGAIN, Errno::NOMEM, Errno::INVAL],
@@ -76,7 +77,7 @@ fn one_in(call: Call) -> u32 {
     match call {
         Call::Copy | Call::Move | Call::ReadEvents => 11,
         Call::Zeropage | Call::Wake | Call::Discard => 5,
-        Call::Poison | Call::Register | Call::Advise | Call::Unregister => 3,
+        Call::Poison | Call::Register | Call::Advise | Call::Unregister | Call::WriteProtect => 3,
     }
 }
 

@@ -11,5 +11,8 @@ fn ready(_: &userswap::Process) -> bool {
 #[path = "process/cases.rs"]
 mod cases;
 
+#[path = "process/guard.rs"]
+mod guard;
+
 #[path = "process/half.rs"]
 mod half;

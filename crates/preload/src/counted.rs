@@ -6,10 +6,11 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::time::ClockId;
 use userswap_sys::PAGE_SIZE;
 
-use crate::kept;
 use crate::raw::{self, Whose};
+use crate::{kept, rest};
 
 /// At least between two questions: where a fork is undone page by page, and otherwise.
 const FORKED_PAUSE: Duration = Duration::from_millis(10);
@@ -18,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// At most one part in so many of the time is spent on questions, and where more than one part in so many of the memory may have
 /// been copied since the last.
 const SELDOM: u32 = 50;
-const OFTEN: u32 = 8;
+const OFTEN: u32 = 4;
 const COPIED: u64 = 16;
 
 /// What may be shared with other processes of the tree.
@@ -28,7 +29,7 @@ pub(crate) struct Shared {
     pub(crate) anonymous: bool,
     /// Pages of files.
     pub(crate) files: bool,
-    /// How often other processes have come and gone.
+    /// How often other processes have come and gone, or copied what they shared.
     pub(crate) changes: u32,
 }
 
@@ -38,17 +39,26 @@ pub(crate) struct Counted {
     asked: Option<Instant>,
     anonymous: Ratio,
     files: Ratio,
-    /// How long to go by it, and how long it took.
+    /// How long to go by it, and how long it took, waits for a CPU not counted.
     pause: Duration,
     took: Duration,
-    /// Faults of the process by then, and how often others had come and gone.
+    /// Faults of the process by then, and that number.
     faults: u64,
     changes: u32,
+    /// Bytes that may have been copied since the others were last told.
+    untold: u64,
 }
 
 impl Counted {
-    /// Of `resident` bytes, of which `files` belong to files, those that count.
-    pub(crate) fn bytes(&mut self, resident: u64, files: u64, is_shared: Shared) -> u64 {
+    /// Of `resident` bytes, of which `files` belong to files, those that count. `tell` has the others ask, too, and gives that
+    /// number: what was copied here is theirs alone now.
+    pub(crate) fn bytes(
+        &mut self,
+        resident: u64,
+        files: u64,
+        is_shared: Shared,
+        tell: impl FnOnce() -> u32,
+    ) -> u64 {
         if !is_shared.anonymous && !is_shared.files {
             return resident;
         }
@@ -63,10 +73,17 @@ impl Counted {
             since >= self.pause || is_wanted && since >= self.took * OFTEN
         };
         if self.asked.is_none_or(is_due) {
-            let start = Instant::now();
+            let start = rest::time(ClockId::ThreadCPUTime);
             // Before: a page that is copied meanwhile may be in the answer or not.
             self.faults = raw::usage(Whose::Process).minor_faults;
-            self.changes = is_shared.changes;
+            // A page copied here counts whole until then, and the others' parts of it are too small by what is too much.
+            self.untold += copied;
+            self.changes = if self.untold > anonymous / COPIED {
+                self.untold = 0;
+                tell()
+            } else {
+                is_shared.changes
+            };
             if let Some((all, of_files)) = kept::proportional_bytes() {
                 self.anonymous.note(all - of_files, anonymous);
                 self.files.note(of_files, files);
@@ -76,7 +93,7 @@ impl Counted {
             } else {
                 PAUSE
             };
-            self.took = start.elapsed();
+            self.took = rest::time(ClockId::ThreadCPUTime).saturating_sub(start);
             self.pause = least.max(self.took * SELDOM);
             self.asked = Some(Instant::now());
         }
@@ -150,6 +167,9 @@ mod tests {
             files: false,
             changes: 0,
         };
-        assert_eq!(Counted::default().bytes(7 << 20, 3 << 20, alone), 7 << 20);
+        assert_eq!(
+            Counted::default().bytes(7 << 20, 3 << 20, alone, || 0),
+            7 << 20
+        );
     }
 }

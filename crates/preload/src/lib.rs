@@ -99,6 +99,10 @@ extern "C" fn start() {
         masks::start();
         noted::begin();
     }
+    // An allocator that the program brings may register functions of its own when it is first used. Those that are registered last
+    // are called first, and ours may wait for a thread that needs the allocator's locks.
+    // SAFETY: memory that nobody else has seen.
+    unsafe { libc::free(libc::malloc(1)) };
     // SAFETY: functions that live as long as the library, which is never unloaded.
     unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
     sharing::open_tree(config);
@@ -109,6 +113,7 @@ extern "C" fn start() {
 /// In a thread that is about to fork, before libc takes any lock for it.
 extern "C" fn before_fork() {
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
+    monitor::forks();
     monitor::hold_to_fork();
 }
 
@@ -121,6 +126,8 @@ extern "C" fn after_fork() {
 /// In a child of fork, when libc is ready for threads again.
 extern "C" fn in_child() {
     let Some(config) = exit::config() else { return };
+    // Where the call itself was not seen.
+    monitor::release_from_fork();
     if monitor::is_confined() {
         return;
     }
@@ -141,4 +148,7 @@ extern "C" fn in_child() {
     }
     state::look_again();
     monitor::start(config);
+    if let Some(process) = state::engine() {
+        process.expect_look();
+    }
 }

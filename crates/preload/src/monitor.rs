@@ -102,6 +102,24 @@ pub(crate) fn grew(bytes: usize) {
     let (_bypass, _blocked) = (Bypass::new(), Blocked::new());
     // What has just been mapped may be used at once.
     let soon = kept::resident_bytes().unwrap_or(0) + bytes as u64;
+    expect(config, soon, |at_first| at_first / 4 * 3);
+}
+
+/// The program is about to fork: what it has, each of the two may soon have for itself.
+pub(crate) fn forks() {
+    if let Some(config) = exit::config()
+        && !is_confined()
+        && !REFUSED.load(Ordering::Relaxed)
+        && !HAS_TAKEN_ON.load(Ordering::Relaxed)
+    {
+        let soon = kept::resident_bytes().unwrap_or(0) * 2;
+        // What is guarded by then is not copied unseen.
+        expect(config, soon, |at_first| at_first / 2);
+    }
+}
+
+/// The program may have `soon` bytes in memory soon. The engine starts near the limit; from `wait_from` on the program waits for it.
+fn expect(config: &Config, soon: u64, wait_from: fn(u64) -> u64) {
     let at_first = || sharing::at_first(config.limit);
     if soon < at_first() / 2 {
         return;
@@ -109,7 +127,7 @@ pub(crate) fn grew(bytes: usize) {
     SOON.fetch_max(soon, Ordering::Relaxed);
     look_now();
     let since = Instant::now();
-    while soon > at_first() / 4 * 3
+    while soon > wait_from(at_first())
         && !HAS_TAKEN_ON.load(Ordering::Acquire)
         && !REFUSED.load(Ordering::Relaxed)
         && since.elapsed() < START_WAIT
@@ -413,6 +431,9 @@ fn begin(config: &Config, limit: u64) {
         process.stop_recycling();
     }
     take_on(process);
+    if sharing::is_shared() {
+        process.guard();
+    }
     HAS_TAKEN_ON.store(true, Ordering::Release);
     // SAFETY: this thread's stack is many times larger, and little of it is in use.
     unsafe { mapping::trim_stack(TRIMMED) };

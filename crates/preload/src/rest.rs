@@ -70,7 +70,8 @@ impl Rest {
     }
 }
 
-fn time(clock: ClockId) -> Duration {
+/// What `clock` says.
+pub(crate) fn time(clock: ClockId) -> Duration {
     let time = clock_gettime(clock);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

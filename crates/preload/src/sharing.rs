@@ -1,19 +1,21 @@
 //! This process's part of the limit that its tree shares: what it tells the others, and what they leave it.
 
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use userswap::{EngineBuilder, Process};
 use userswap_hook::Bypass;
+use userswap_sys::pagemap;
 use userswap_sys::signals::Blocked;
 
 use crate::config::Config;
 use crate::counted::{Counted, Shared};
-use crate::exit;
 use crate::rest::Rest;
 use crate::share::{Gives, Part};
 use crate::tree::Tree;
+use crate::{exit, kept};
 
 /// What the processes of a tree share.
 static TREE: OnceLock<Tree> = OnceLock::new();
@@ -52,6 +54,20 @@ fn ends(used: u64) -> bool {
     ends
 }
 
+/// Counts `bytes` more as this process's, until it next looks; not, unless `always`, where the tree would have more than the limit.
+fn count(bytes: i64, always: bool) -> bool {
+    let (Some(tree), Some(config)) = (TREE.get(), exit::config()) else {
+        return true;
+    };
+    tree.count(config.limit, bytes, always)
+}
+
+/// Which of 64 pages from `address` on no other process has, where that can be seen.
+fn own_pages(address: usize) -> Option<u64> {
+    let looked = kept::PAGES.with(|pagemap| pagemap::own_pages(pagemap.as_fd(), address));
+    looked?.ok()
+}
+
 /// This process is about to end.
 static ENDS: AtomicBool = AtomicBool::new(false);
 
@@ -66,6 +82,11 @@ fn own_part(used: u64) -> Option<(&'static Tree, u64, u64)> {
 pub(crate) fn shares_memory() {
     FORKED.store(true, Ordering::Relaxed);
     OF_OTHERS.store(NOT_KNOWN, Ordering::Relaxed);
+}
+
+/// Whether it was, or has.
+pub(crate) fn is_shared() -> bool {
+    FORKED.load(Ordering::Relaxed)
 }
 
 /// Bytes that this process may have in memory as `/proc` shows it, what counts as others' included.
@@ -105,7 +126,9 @@ impl Sharing {
             files: tree.has_others(),
             changes: tree.changes(),
         };
-        let bytes = self.counted.bytes(resident, of_files, is_shared);
+        let bytes = self
+            .counted
+            .bytes(resident, of_files, is_shared, || tree.note_change());
         if !ENDS.load(Ordering::Relaxed) {
             tree.tell(Part { bytes, gives });
         }
@@ -131,7 +154,7 @@ pub(crate) fn at_first(limit: u64) -> u64 {
 /// An engine for this process, whose limit is a share of `limit`.
 pub(crate) fn with_limit(builder: EngineBuilder, limit: u64) -> EngineBuilder {
     match TREE.get() {
-        Some(_) => builder.shares_limit(limit, can_be_held, ends),
+        Some(_) => builder.shares_limit(limit, can_be_held, ends, count, own_pages),
         None => builder,
     }
 }

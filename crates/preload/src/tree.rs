@@ -64,6 +64,12 @@ impl Row {
     }
 }
 
+/// A row's word with so many bytes more.
+fn more(word: u64, bytes: i64) -> u64 {
+    let flags = word & (NO_MORE | NOTHING);
+    (word - flags).saturating_add_signed(bytes).min(NO_MORE - 1) | flags
+}
+
 const NOT_ASKED: u32 = 0;
 const ASKED: u32 = 1;
 const ANSWERED: u32 = 2;
@@ -123,6 +129,21 @@ impl Tree {
             Gives::Nothing => NOTHING,
         };
         row.resident.store(part.bytes | gives, Ordering::Relaxed);
+    }
+
+    /// Counts `bytes` more as this process's, until it next [tells](Tree::tell); not, unless `always`, where the sum would be more
+    /// than `limit` then (`false`).
+    pub(crate) fn count(&self, limit: u64, bytes: i64, always: bool) -> bool {
+        if !always && self.resident().saturating_add_signed(bytes) > limit {
+            return false;
+        }
+        if let Some(row) = self.row_of(owner::process()) {
+            // It never fails.
+            let _ = (row.resident).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+                Some(more(word, bytes))
+            });
+        }
+        true
     }
 
     /// Says that this process gives up nothing from now on.
@@ -217,14 +238,16 @@ impl Tree {
         &self.table.rows[..used.min(ROWS)]
     }
 
-    /// Changes when a process begins, is executed, or goes: what others shared with it may be theirs alone now.
+    /// Changes when a process begins, is executed, goes, or has copied what it shared: what others shared with it may be theirs alone now.
     pub(crate) fn changes(&self) -> u32 {
         // Relaxed, here and below: only its being different counts.
         self.table.changes.load(Ordering::Relaxed)
     }
 
-    fn note_change(&self) {
-        self.table.changes.fetch_add(1, Ordering::Relaxed);
+    /// What others share with this process may be theirs alone now. Returns [`Tree::changes`].
+    pub(crate) fn note_change(&self) -> u32 {
+        let before = self.table.changes.fetch_add(1, Ordering::Relaxed);
+        before.wrapping_add(1)
     }
 
     /// Takes out the rows of processes for which `is_gone`.
@@ -322,6 +345,14 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counting_keeps_what_a_row_says_beside() {
+        assert_eq!(more(5, 7), 12);
+        assert_eq!(more(5 | NO_MORE, -3), 2 | NO_MORE);
+        assert_eq!(more(5 | NOTHING, -9), NOTHING, "never less than none");
+        assert_eq!(more(NO_MORE - 2, 5), NO_MORE - 1, "never a flag");
+    }
 
     #[test]
     fn processes_leave_each_other_what_they_do_not_use() {

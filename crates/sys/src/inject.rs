@@ -34,6 +34,8 @@ pub enum Call {
     Register,
     /// UFFDIO_UNREGISTER.
     Unregister,
+    /// UFFDIO_WRITEPROTECT.
+    WriteProtect,
     /// Reading a userfaultfd.
     ReadEvents,
     /// MADV_DONTNEED.
@@ -44,7 +46,7 @@ pub enum Call {
 
 impl Call {
     /// All of them.
-    pub const ALL: [Call; 10] = [
+    pub const ALL: [Call; 11] = [
         Call::Copy,
         Call::Move,
         Call::Zeropage,
@@ -52,6 +54,7 @@ impl Call {
         Call::Wake,
         Call::Register,
         Call::Unregister,
+        Call::WriteProtect,
         Call::ReadEvents,
         Call::Discard,
         Call::Advise,

@@ -296,8 +296,8 @@ pub fn is_mapped(range: &Range<usize>) -> bool {
 }
 
 /// Gives `pages` present pages (at most 64) from `addr` frames of their own where they share them with a process made
-/// by fork; what they hold stays. Not where one of them is missing: that would be a fault, which the caller may be the
-/// one to handle.
+/// by fork; what they hold stays. Not where one of them is missing, and none may be write-protected: that would be a fault, which
+/// the caller may be the one to handle.
 ///
 /// *Fault path.*
 ///

@@ -1,11 +1,11 @@
-//! Which pages of a process are pages of files, by its `/proc/PID/pagemap` (`PAGEMAP_SCAN`, Linux 6.7).
+//! What pages of a process are, by its `/proc/PID/pagemap`: a file's (`PAGEMAP_SCAN`, Linux 6.7), or its alone.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
-use crate::Errno;
+use crate::{Errno, PAGE_SIZE};
 
 /// `struct pm_scan_arg`.
 #[repr(C)]
@@ -80,6 +80,28 @@ pub fn file_pages(
     Ok(())
 }
 
+/// Bits of an entry: a page in memory, and one that is mapped nowhere else (Linux 4.2).
+const ENTRY_PRESENT: u64 = 1 << 63;
+const ENTRY_EXCLUSIVE: u64 = 1 << 56;
+
+/// Which of 64 pages from `addr` on are in memory and in no other process's, as a mask. `pagemap`: the process's own.
+///
+/// *Fault path.*
+///
+/// # Errors
+/// What the system said.
+pub fn own_pages(pagemap: BorrowedFd<'_>, addr: usize) -> Result<u64, Errno> {
+    const ENTRY: usize = size_of::<u64>();
+    let mut entries = [0; 64 * ENTRY];
+    let got = rustix::io::pread(pagemap, &mut entries, (addr / PAGE_SIZE * ENTRY) as u64)?;
+    let own = ENTRY_PRESENT | ENTRY_EXCLUSIVE;
+    let (whole, _) = entries[..got].as_chunks::<ENTRY>();
+    Ok(whole.iter().enumerate().fold(0, |mask, (index, entry)| {
+        let is_own = u64::from_ne_bytes(*entry) & own == own;
+        mask | u64::from(is_own) << index
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -88,7 +110,6 @@ mod tests {
     use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
     use super::*;
-    use crate::PAGE_SIZE;
 
     #[test]
     fn changed_pages_of_a_private_mapping_are_not_the_files() {

@@ -84,6 +84,22 @@ int main(int argc, char **argv)
             _exit(0);
         }
         wait_for(child);
+    } else if (!strcmp(who, "forks")) {
+        /* All is still permitted, which only the filter knows; children have children. */
+        struct sock_filter all = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+        confine(&all, 1, 1);
+        pid_t child = fork();
+        if (child == 0) {
+            pid_t grandchild = fork();
+            if (grandchild == 0) {
+                go_on();
+                _exit(0);
+            }
+            wait_for(grandchild);
+            fflush(stdout);
+            _exit(0);
+        }
+        wait_for(child);
     } else {
         to_little(!strcmp(who, "all"));
     }

@@ -110,6 +110,7 @@ impl Process {
             return call();
         }
         let change = self.shared.moving.close();
+        self.unguard(&old);
         mapping::set_apart(&old);
         let result = call();
         if !is_error(result) {
@@ -157,6 +158,16 @@ impl Process {
         then(result);
         self.end(change);
         result
+    }
+
+    /// Nothing of `range` is guarded any more: what moves, or is registered anew, could take the protection along.
+    pub(super) fn unguard(&self, range: &Range<usize>) {
+        for (at, part) in self.taken_parts(range).iter().flat_map(windows_of) {
+            let Some(window) = windows::find(at) else {
+                continue;
+            };
+            window.mm.space.unguard_all(&part);
+        }
     }
 
     /// What is swapped out of `range` is not needed any more, and what was in memory there is gone.

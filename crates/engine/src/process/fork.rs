@@ -74,6 +74,16 @@ impl Process {
             // With SIGBUS blocked, a touch of swapped memory would be the end.
             signals::open_faults();
         }
+        // With handler threads a stack may lie in memory that is taken on: until a child has them, the signal of a fault there would
+        // find no room.
+        let guards = match side {
+            Side::Parent => true,
+            Side::Child => self.shared.mode() == FaultMode::Inline,
+            Side::Failed => false,
+        };
+        if result.is_ok() && guards {
+            self.guard();
+        }
         result
     }
 
@@ -90,6 +100,11 @@ impl Process {
         let shared = &*self.shared;
         own::forget_threads();
         shared.inline_for_now.store(true, Ordering::Relaxed);
+        shared.known.forget();
+        for region in shared.regions().iter() {
+            // The parent's memory is, not this.
+            region.mm.space.forget_guards();
+        }
         shared.spare.forget();
         // Of a parent that came halfway from the one to the other: all is registered anew here.
         shared.uffd.close_former();
@@ -154,13 +169,14 @@ impl Process {
                 ));
                 std::process::abort();
             }
+            self.guard();
         }
         shared.inline_for_now.store(false, Ordering::Relaxed);
         shared.start.open();
         Ok(())
     }
 
-    /// Pins what threads of ours need and the program's heap holds: libc keeps their thread-local variables there.
+    /// Pins and no longer guards what threads of ours need and the program's heap holds: libc keeps their thread-local variables there.
     pub(super) fn keep_what_threads_need(&self) {
         for range in own::thread_ranges() {
             for part in self.taken_parts(&range) {
@@ -171,6 +187,7 @@ impl Process {
                     };
                     let page = (address - window.mm.space.base()) / PAGE_SIZE;
                     let _inside = self.shared.moving.enter();
+                    window.mm.space.unguard_all(&(page..page + 1));
                     while self.shared.swap.pin(&window.mm, page) == PinResult::NotPresent
                         && window.resolve(page, true).is_ok()
                     {}

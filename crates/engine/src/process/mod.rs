@@ -7,12 +7,13 @@
 //! when the call returns. What is not taken on is left alone.
 //!
 //! Modules, bottom-up: `taken` (which ranges are taken on), `take_on`, `release` (memory comes and goes), `change` (the
-//! program changes its mappings), `fork`, `over` (from inline mode to handler threads).
+//! program changes its mappings), `guard` (copies after a fork are charged), `fork`, `over` (from inline mode to handler threads).
 //!
 //! Used by the preloaded library of `userswap run`; not part of the stable interface.
 
 mod change;
 mod fork;
+mod guard;
 mod over;
 mod release;
 mod take_on;
@@ -196,7 +197,7 @@ impl Process {
     /// Brings what is missing of `range` into memory, as far as it was taken on, and makes pages that were never used. With the
     /// range held by a [`held::Holder`], it is there for the kernel from here on.
     pub fn bring_in(&self, range: &Range<usize>, write: bool) {
-        if is_there(range) {
+        if is_there(range, write) {
             return;
         }
         let _blocked = Blocked::new();
@@ -209,7 +210,7 @@ impl Process {
             };
             for page in pages {
                 let address = window.mm.space.address(page);
-                while !is_there(&(address..address + PAGE_SIZE)) {
+                while !is_there(&(address..address + PAGE_SIZE), write) {
                     if !fault::bring_in(window, page, write) {
                         break;
                     }

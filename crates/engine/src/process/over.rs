@@ -84,6 +84,7 @@ impl Process {
             shared.budget.uncharge(swapped);
         }
         self.once_there(piece, false, || {
+            self.unguard(piece);
             // SAFETY: nothing of the piece is swapped out, or what is fails for whoever touches it: what else is missing stands
             // for zeros, which the system may fill in until the piece is registered again.
             let given_up = unsafe {

@@ -140,8 +140,9 @@ pub(super) fn note_taken(range: &Range<usize>, taken: bool) {
     }
 }
 
-/// Whether all of `range` that is taken on is in memory. Takes no lock; where the range is held, it stays so.
-pub(super) fn is_there(range: &Range<usize>) -> bool {
+/// Whether all of `range` that is taken on is in memory and, to `write`, not guarded. Takes no lock; where the range is held, it
+/// stays so.
+pub(super) fn is_there(range: &Range<usize>, write: bool) -> bool {
     windows_of(range).all(|(at, part)| {
         let Some(window) = windows::find(at) else {
             return true;
@@ -150,7 +151,7 @@ pub(super) fn is_there(range: &Range<usize>) -> bool {
         (part.start / CHUNK_PAGES..part.end.div_ceil(CHUNK_PAGES)).all(|chunk| {
             let taken = space.taken(chunk) & chunk_mask(&part, chunk);
             taken == 0
-                || !space.is_leaving(chunk)
+                || !(space.is_leaving(chunk) || write && space.is_guarded(chunk))
                     && mask::filter(taken, |index| {
                         let word = table.load(chunk * CHUNK_PAGES + index);
                         word.state() == PteState::Present

@@ -22,6 +22,8 @@ pub(super) const REGISTER: Opcode = update::<raw::uffdio_register>(raw::_UFFDIO_
 pub(super) const COPY: Opcode = update::<raw::uffdio_copy>(raw::_UFFDIO_COPY);
 pub(super) const ZEROPAGE: Opcode = update::<raw::uffdio_zeropage>(raw::_UFFDIO_ZEROPAGE);
 pub(super) const MOVE: Opcode = update::<raw::uffdio_move>(raw::_UFFDIO_MOVE);
+pub(super) const WRITEPROTECT: Opcode =
+    update::<raw::uffdio_writeprotect>(raw::_UFFDIO_WRITEPROTECT);
 pub(super) const POISON: Opcode = update::<raw::uffdio_poison>(raw::_UFFDIO_POISON);
 // These two are declared the other way round from the rest: "read", although the kernel only reads the argument.
 pub(super) const UNREGISTER: Opcode =
@@ -31,6 +33,9 @@ pub(super) const WAKE: Opcode = opcode::read::<raw::uffdio_range>(GROUP, raw::_U
 /// MOVE: a page missing in the source is passed over instead of ending the move with ENOENT.
 pub(super) const MOVE_ALLOW_SRC_HOLES: u64 = 2;
 
+/// WRITEPROTECT: begins the protection; without it, it ends.
+pub(super) const WRITEPROTECT_BEGIN: u64 = 1;
+
 const _: () = {
     // Where linux-raw-sys has the number, it must agree.
     assert!(API == linux_raw_sys::ioctl::UFFDIO_API as Opcode);
@@ -38,6 +43,7 @@ const _: () = {
     assert!(UNREGISTER == linux_raw_sys::ioctl::UFFDIO_UNREGISTER as Opcode);
     assert!(WAKE == linux_raw_sys::ioctl::UFFDIO_WAKE as Opcode);
     assert!(COPY == linux_raw_sys::ioctl::UFFDIO_COPY as Opcode);
+    assert!(WRITEPROTECT == linux_raw_sys::ioctl::UFFDIO_WRITEPROTECT as Opcode);
     assert!(ZEROPAGE == linux_raw_sys::ioctl::UFFDIO_ZEROPAGE as Opcode);
 };
 

@@ -9,13 +9,15 @@ use linux_raw_sys::general as raw;
 pub struct Features(u64);
 
 impl Features {
+    pub(super) const WRITE_PROTECT: Features = Features(raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64);
     pub(super) const SIGBUS: Features = Features(raw::UFFD_FEATURE_SIGBUS as u64);
     pub(super) const THREAD_ID: Features = Features(raw::UFFD_FEATURE_THREAD_ID as u64);
     pub(super) const POISON: Features = Features(raw::UFFD_FEATURE_POISON as u64);
     pub(super) const MOVE: Features = Features(raw::UFFD_FEATURE_MOVE as u64);
 
     /// Every feature the engine uses, with the name it is known by and the kernel that brought it.
-    const USED: [(Features, &'static str, &'static str); 4] = [
+    const USED: [(Features, &'static str, &'static str); 5] = [
+        (Self::WRITE_PROTECT, "PAGEFAULT_FLAG_WP", "5.7"),
         (Self::SIGBUS, "SIGBUS", "4.14"),
         (Self::THREAD_ID, "THREAD_ID", "4.14"),
         (Self::POISON, "POISON", "6.6"),
@@ -41,6 +43,11 @@ impl Features {
     /// Pages can be marked so that an access gets SIGBUS ([`super::Uffd::poison`]). Linux 6.6.
     pub const fn poison(self) -> bool {
         self.has(Self::POISON)
+    }
+
+    /// Pages can be write-protected ([`super::Uffd::write_protect`]). Linux 5.7.
+    pub const fn write_protect(self) -> bool {
+        self.has(Self::WRITE_PROTECT)
     }
 
     /// Faults can be delivered as SIGBUS to the faulting thread. Linux 4.14.
@@ -101,7 +108,11 @@ mod tests {
         assert!(some.move_pages() && some.sigbus() && !some.poison());
         assert_eq!(
             some.missing().collect::<Vec<_>>(),
-            [("THREAD_ID", "4.14"), ("POISON", "6.6")]
+            [
+                ("PAGEFAULT_FLAG_WP", "5.7"),
+                ("THREAD_ID", "4.14"),
+                ("POISON", "6.6")
+            ]
         );
         assert_eq!(some.and(Features::MOVE), Features::MOVE);
     }

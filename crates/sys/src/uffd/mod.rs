@@ -67,10 +67,28 @@ impl Uffd {
     /// The caller owns the range, fills every page missing in it before anyone relies on its contents, and keeps this
     /// descriptor open while any is missing (see the [module](self)).
     pub unsafe fn register(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        // MISSING: report pages that are not there. Not MINOR (page cache only).
+        let mode = raw::UFFDIO_REGISTER_MODE_MISSING;
+        // SAFETY: the caller's part.
+        unsafe { self.register_as(addr, len, mode) }
+    }
+
+    /// As [`Uffd::register`], and pages can be write-protected ([`Uffd::write_protect`]). Where [`Features::write_protect`] is.
+    ///
+    /// # Safety
+    /// As for [`Uffd::register`].
+    pub unsafe fn register_guarding(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        let mode = raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_WP;
+        // SAFETY: the caller's part.
+        unsafe { self.register_as(addr, len, mode) }
+    }
+
+    /// # Safety
+    /// As for [`Uffd::register`].
+    unsafe fn register_as(&self, addr: usize, len: usize, mode: u32) -> Result<(), Errno> {
         let mut argument = raw::uffdio_register {
             range: range(addr, len),
-            // MISSING: report pages that are not there. Not WP (write to a protected page) nor MINOR (page cache only).
-            mode: u64::from(raw::UFFDIO_REGISTER_MODE_MISSING),
+            mode: u64::from(mode),
             ioctls: 0,
         };
         inject::whole(Call::Register)?;
@@ -210,6 +228,24 @@ impl Uffd {
         inject::whole(Call::Wake)?;
         // SAFETY: number and structure belong together; waking changes no memory, a woken access only repeats.
         unsafe { abi::call::<{ abi::WAKE }, _>(self, &mut range(addr, len)) }
+    }
+
+    /// Write-protects the pages of a range that are in memory, or ends that and wakes who waits there: a write to a protected
+    /// page is a fault of ours. Pages that are missing, or come, are not protected; fork, mremap and [`Uffd::unregister`]
+    /// end it.
+    ///
+    /// A refusal may leave a part done. `NOENT`: a mapping in the range is not registered by [`Uffd::register_guarding`], or
+    /// there is none. `AGAIN`: look anew.
+    ///
+    /// Safe: no byte changes, and a write that meets the protection waits, or fails as one that meets a missing page.
+    pub fn write_protect(&self, addr: usize, len: usize, protect: bool) -> Result<(), Errno> {
+        inject::whole(Call::WriteProtect)?;
+        let mut argument = raw::uffdio_writeprotect {
+            range: range(addr, len),
+            mode: if protect { abi::WRITEPROTECT_BEGIN } else { 0 },
+        };
+        // SAFETY: number and structure belong together; protection changes no contents.
+        unsafe { abi::call::<{ abi::WRITEPROTECT }, _>(self, &mut argument) }
     }
 
     /// Marks missing pages so that every access gets SIGBUS until they are discarded: how an unreadable page fails closed.

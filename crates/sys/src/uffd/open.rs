@@ -79,8 +79,8 @@ pub enum OpenError {
 impl Uffd {
     /// Opens a userfaultfd: by the system call, else by [`DEVICE`].
     ///
-    /// It comes with every feature of [`Features`] that the kernel has; [`Uffd::features`] tells which. None of the events
-    /// about address-space changes is asked for.
+    /// It comes with what of [`Features`] has to be asked for and the kernel has; [`Uffd::features`] tells what that is. None of the
+    /// events about address-space changes is asked for.
     pub fn open(want: Open) -> Result<Uffd, OpenError> {
         let (fd, way) = open_by_any_way(want)?;
         // A handshake decides for good, so what there is to ask for is found out on a descriptor of the same kind.
