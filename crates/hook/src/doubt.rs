@@ -6,8 +6,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// Stretches longer than this are not looked through: whatever is in them may be run.
-const LONGEST: u64 = 4 << 20;
+/// Stretches longer than this are not looked through: whatever is in them may be run. Codecs have some of a few mebibytes.
+const LONGEST: u64 = 64 << 20;
 
 /// Those of `hits` (in order) that may be run.
 pub(crate) fn reached(image: &Image<'_>, segment: &Segment, code: &[u8], hits: &[u64]) -> Vec<u64> {
@@ -95,7 +95,7 @@ fn entries_into(
 /// The system calls that control comes to from the starts, inside the range.
 fn followed(image: &Image<'_>, range: &Range<u64>, mut starts: Vec<u64>) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
-    let mut seen = BTreeSet::new();
+    let mut seen = Seen::new(range);
     while let Some(start) = starts.pop() {
         let Some(bytes) = image.bytes_at(start) else {
             continue;
@@ -123,6 +123,31 @@ fn followed(image: &Image<'_>, range: &Range<u64>, mut starts: Vec<u64>) -> BTre
         }
     }
     found
+}
+
+/// Addresses of a range: a bit for each, since there may be millions.
+struct Seen {
+    start: u64,
+    bits: Vec<u64>,
+}
+
+impl Seen {
+    fn new(range: &Range<u64>) -> Self {
+        let len = (range.end - range.start) as usize;
+        Self {
+            start: range.start,
+            bits: vec![0; len.div_ceil(64)],
+        }
+    }
+
+    /// `true`: for the first time. `address` is in the range.
+    fn insert(&mut self, address: u64) -> bool {
+        let at = (address - self.start) as usize;
+        let (word, bit) = (&mut self.bits[at / 64], 1 << (at % 64));
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
 }
 
 /// Those that a sweep over a function comes to, past what is invalid.
