@@ -66,7 +66,7 @@ print(sums, hashlib.sha256(repr(table).encode()).hexdigest())
         User::Unprivileged,
         test,
         &folder,
-        &[52],
+        &[42],
         &["python3", "-c", script],
     );
 }
