@@ -4,7 +4,9 @@
 mod support;
 
 use support::limited::{User, compiled, folder, possible_with, same_for, same_within};
-use support::programs::{check, check_stops, possible_for, programs, programs_of_every_user};
+use support::programs::{
+    check, check_filtering, check_stops, possible_for, programs, programs_of_every_user,
+};
 use support::{skip, userswap};
 
 programs_of_every_user!(User::Any);
@@ -162,18 +164,7 @@ fn one_without_privileges_any_more_does_not() {
 /// the program goes on under its limit, whether they have its memory, for a while, or a copy of it.
 #[test]
 fn programs_that_filter_their_system_calls() {
-    for (who, processes) in [
-        ("thread", 1),
-        ("all", 1),
-        ("forks", 1),
-        ("vfork", 1),
-        ("clone", 2),
-    ] {
-        let Some(swapping) = check(User::Any, "confined", &[38], &["48", who]) else {
-            return;
-        };
-        assert_eq!(swapping, [processes], "{who}");
-    }
+    check_filtering(User::Any);
 }
 
 /// Looking at a library that a thread loads takes no system call that was forbidden to it, and little of its stack.

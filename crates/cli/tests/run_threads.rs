@@ -3,7 +3,7 @@
 mod support;
 
 use support::limited::User;
-use support::programs::{check, programs, programs_of_every_user};
+use support::programs::{check_filtering, programs, programs_of_every_user};
 
 programs_of_every_user!(User::InThreads);
 
@@ -21,16 +21,5 @@ programs! { User::InThreads;
 
 #[test]
 fn programs_that_filter_their_system_calls() {
-    for (who, processes) in [
-        ("thread", 1),
-        ("all", 1),
-        ("forks", 1),
-        ("vfork", 1),
-        ("clone", 2),
-    ] {
-        let Some(swapping) = check(User::InThreads, "confined", &[38], &["48", who]) else {
-            return;
-        };
-        assert_eq!(swapping, [processes], "{who}");
-    }
+    check_filtering(User::InThreads);
 }

@@ -109,7 +109,7 @@ impl Shared {
         let written = || self.counters.pages_out.load(Ordering::Relaxed) * PAGE_SIZE as u64;
         let (before, store) = (written(), self.store_bytes());
         let gone = || (written() - before) as i64 - (self.store_bytes() as i64 - store as i64);
-        self.charge(pages);
+        self.counters.stalled(self.charge(pages));
         if let Some(whole) = &self.whole {
             self.count_copies(whole, (pages * PAGE_SIZE as u64) as i64, gone);
         }

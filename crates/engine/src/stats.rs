@@ -86,6 +86,14 @@ impl Counters {
         }
     }
 
+    /// So many nanoseconds went to making room.
+    pub(crate) fn stalled(&self, ns: u64) {
+        if ns > 0 {
+            let shard = &self.shards[cpu::current() % SHARDS];
+            shard.stalled_ns.fetch_add(ns, Ordering::Relaxed);
+        }
+    }
+
     /// One fault resolved: `pages` mapped after `waits` vain attempts, in `ns` nanoseconds, of which
     /// `stalled_ns` went to making room. Relaxed throughout: plain counters.
     pub(crate) fn fault(&self, pages: usize, waits: u64, ns: u64, stalled_ns: u64) {
@@ -95,9 +103,7 @@ impl Counters {
         if waits > 0 {
             shard.waits.fetch_add(waits, Ordering::Relaxed);
         }
-        if stalled_ns > 0 {
-            shard.stalled_ns.fetch_add(stalled_ns, Ordering::Relaxed);
-        }
+        self.stalled(stalled_ns);
         shard.latency[bucket(ns)].fetch_add(1, Ordering::Relaxed);
         if shard.slowest_ns.load(Ordering::Relaxed) < ns {
             shard.slowest_ns.fetch_max(ns, Ordering::Relaxed);

@@ -238,7 +238,8 @@ impl Tree {
         &self.table.rows[..used.min(ROWS)]
     }
 
-    /// Changes when a process begins, is executed, goes, or has copied what it shared: what others shared with it may be theirs alone now.
+    /// Changes when a process begins, is executed, goes, or has copied what it shared: what others shared with it may be theirs
+    /// alone now.
     pub(crate) fn changes(&self) -> u32 {
         // Relaxed, here and below: only its being different counts.
         self.table.changes.load(Ordering::Relaxed)

@@ -112,6 +112,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_child_of_fork_has_too_is_not_own() {
+        let pagemap = File::open("/proc/self/pagemap").expect("it is there");
+        let len = 64 * PAGE_SIZE;
+        let flags = MapFlags::PRIVATE;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping, at addresses of the kernel's choice.
+        let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, access, flags) };
+        let start = start.expect("a mapping").cast::<u8>();
+        let touch = |page: usize| {
+            // SAFETY: in the mapping, which this test alone uses.
+            unsafe { start.add(page * PAGE_SIZE).write_volatile(1) };
+        };
+        let own = || own_pages(pagemap.as_fd(), start as usize);
+        [0, 5, 63].into_iter().for_each(touch);
+        assert_eq!(own(), Ok(1 << 63 | 1 << 5 | 1));
+        // SAFETY: the child only waits for its end.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            loop {
+                // SAFETY: waits for a signal.
+                unsafe { libc::pause() };
+            }
+        }
+        let shared = own();
+        touch(5);
+        let copied = own();
+        let mut status = 0;
+        // SAFETY: ends the child just made, and waits for it.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, &mut status, 0);
+        }
+        assert_eq!((shared, copied), (Ok(0), Ok(1 << 5)));
+        assert_eq!(own(), Ok(1 << 63 | 1 << 5 | 1), "nobody else's again");
+        // SAFETY: nobody uses it any more.
+        unsafe { munmap(start.cast(), len) }.expect("unmapped");
+    }
+
+    #[test]
     fn changed_pages_of_a_private_mapping_are_not_the_files() {
         let pagemap = File::open("/proc/self/pagemap").expect("it is there");
         let program = File::open("/proc/self/exe").expect("it is there");

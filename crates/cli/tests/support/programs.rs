@@ -31,6 +31,23 @@ pub(crate) fn possible_for(user: User, test: &str, programs: &[&str]) -> bool {
     }
 }
 
+/// Runs a program that filters its system calls, all its threads', or has children that do or have children.
+pub(crate) fn check_filtering(user: User) {
+    let whose = [
+        ("thread", 1),
+        ("all", 1),
+        ("forks", 1),
+        ("vfork", 1),
+        ("clone", 2),
+    ];
+    for (who, processes) in whose {
+        let Some(swapping) = check(user, "confined", &[38], &["48", who]) else {
+            return;
+        };
+        assert_eq!(swapping, [processes], "{who}");
+    }
+}
+
 /// Runs the program `name` under a limit of `limit` MiB that it cannot be held to: it does as natively, nothing is swapped at its
 /// end, and one line tells why, which contains `said`. `told`: it still tells how it was.
 pub(crate) fn check_stops(
