@@ -1,12 +1,16 @@
 //! Functions as instructions: decoded from their start, with every place that something may jump to.
 
 use crate::image::Image;
+use crate::scan::{self, Wanted};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// How far a short jump reaches, with room for its own length and for what is moved around a site.
 const SHORT: u64 = 160;
+
+/// Room for the longest stretch that a rewrite may take on either side of a system call, in bytes.
+const REACH: u64 = 64;
 
 /// A function, decoded from its first byte to its last.
 pub(crate) struct Function {
@@ -15,6 +19,24 @@ pub(crate) struct Function {
     pub(crate) targets: BTreeSet<u64>,
     /// It jumps through a register or memory, and no table was found for that.
     pub(crate) opaque_jump: bool,
+}
+
+/// Whether an instruction of a function begins at `address`; `None` where its bytes are not a whole number of valid instructions
+/// (data among code). Less work than to decode it.
+pub(crate) fn begins_at(image: &Image<'_>, range: &Range<u64>, address: u64) -> Option<bool> {
+    let bytes = image.bytes_at(range.start)?;
+    let bytes = bytes.get(..usize::try_from(range.end - range.start).ok()?)?;
+    let mut decoder = Decoder::with_ip(64, bytes, range.start, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    let mut found = false;
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            return None;
+        }
+        found |= instruction.ip() == address;
+    }
+    Some(found)
 }
 
 /// Decodes a function; `None` where its bytes are not a whole number of valid instructions (data among code).
@@ -86,62 +108,76 @@ impl Function {
         self.code.binary_search_by_key(&address, |i| i.ip()).ok()
     }
 
-    /// Whether control reaches the instruction at all: from above without a break, or because something jumps to it.
+    /// Whether control may reach the instruction: from above without a break, because something jumps to it, or by a jump through
+    /// memory of which nothing is known.
     pub(crate) fn is_entered(&self, index: usize) -> bool {
+        self.opaque_jump || self.is_jumped_to(index)
+    }
+
+    /// Whether control reaches the instruction from above without a break, or because something is known to jump to it.
+    pub(crate) fn is_jumped_to(&self, index: usize) -> bool {
         for at in (0..=index).rev() {
             if self.targets.contains(&self.code[at].ip()) {
                 return true;
             }
             if at > 0 && ends_block(&self.code[at - 1]) {
-                // Only a jump through memory could lead here.
-                return self.opaque_jump;
+                return false;
             }
         }
         true
     }
 }
 
-/// Targets of jumps that lead from other functions into `window`.
+/// Targets of jumps that lead from other functions to the places around some system calls.
 ///
 /// Long jumps are looked for at every byte, whether or not it begins an instruction: that finds more than there are,
 /// never fewer. Short ones can only come from close by, where functions are decoded.
-pub(crate) fn jumps_into(image: &Image<'_>, code: &[u8], base: u64, near: &[u64]) -> BTreeSet<u64> {
-    let mut found = BTreeSet::new();
-    let wanted = Bitmap::around(near, base, code.len());
-    for opcode in memchr::memchr3_iter(0xe8, 0xe9, 0x0f, code) {
-        let at = match (code[opcode], code.get(opcode + 1)) {
-            (0x0f, Some(second)) if second & 0xf0 == 0x80 => opcode + 2,
-            (0x0f, _) => continue,
-            _ => opcode + 1,
-        };
-        let Some(&four) = code.get(at..).and_then(|rest| rest.first_chunk()) else {
-            continue;
-        };
-        let target = (at as i64) + 4 + i64::from(i32::from_le_bytes(four));
-        if let Ok(target) = usize::try_from(target)
-            && wanted.has(target)
-        {
-            found.insert(base + target as u64);
+pub(crate) struct JumpsNear<'n> {
+    near: &'n [u64],
+    base: u64,
+    wanted: Wanted,
+    found: BTreeSet<u64>,
+}
+
+impl<'n> JumpsNear<'n> {
+    /// `near`: in order. `base`: where the code begins.
+    pub(crate) fn new(near: &'n [u64], base: u64) -> Self {
+        let window = |at: &u64| at.saturating_sub(REACH).max(base)..at + REACH;
+        Self {
+            near,
+            base,
+            wanted: Wanted::new(near.iter().map(window)),
+            found: BTreeSet::new(),
         }
     }
-    let starts = image.starts();
-    let mut next = 0;
-    for &address in near {
-        let first = starts.partition_point(|&start| start <= address.saturating_sub(SHORT));
-        // Each function once, though it is close to several sites.
-        next = next.max(first.saturating_sub(1));
-        while let Some(&start) = starts.get(next).filter(|&&start| start < address + SHORT) {
-            next += 1;
-            let Some(range) = image.function(start) else {
-                continue;
-            };
-            let wanted = |target: &u64| {
-                usize::try_from(target.wrapping_sub(base)).is_ok_and(|t| wanted.has(t))
-            };
-            found.extend(jumps_of(image, &range).filter(|t| !range.contains(t) && wanted(t)));
+
+    /// What bytes look like.
+    pub(crate) fn see(&mut self, distance: &scan::Distance) {
+        let target = self.base.wrapping_add_signed(distance.target);
+        if distance.is_jump && self.wanted.has(target) {
+            self.found.insert(target);
         }
     }
-    found
+
+    /// All of them, once all bytes were seen.
+    pub(crate) fn all(mut self, image: &Image<'_>) -> BTreeSet<u64> {
+        let starts = image.starts();
+        let mut next = 0;
+        for &address in self.near {
+            let first = starts.partition_point(|&start| start <= address.saturating_sub(SHORT));
+            // Each function once, though it is close to several sites.
+            next = next.max(first.saturating_sub(1));
+            while let Some(&start) = starts.get(next).filter(|&&start| start < address + SHORT) {
+                next += 1;
+                let Some(range) = image.function(start) else {
+                    continue;
+                };
+                let comes = |target: &u64| !range.contains(target) && self.wanted.has(*target);
+                self.found.extend(jumps_of(image, &range).filter(comes));
+            }
+        }
+        self.found
+    }
 }
 
 /// Where the direct jumps of a function lead, as far as it can be decoded.
@@ -198,31 +234,5 @@ pub(crate) fn sets_number(instruction: &Instruction) -> Option<u32> {
             Some(0)
         }
         _ => None,
-    }
-}
-
-/// A set of byte offsets near some addresses.
-struct Bitmap(Vec<u64>);
-
-impl Bitmap {
-    /// Room for the longest stretch that a rewrite may take on either side.
-    const REACH: u64 = 64;
-
-    fn around(near: &[u64], base: u64, len: usize) -> Self {
-        let mut bits = vec![0u64; len / 64 + 1];
-        for &address in near {
-            let start = address.saturating_sub(Self::REACH).max(base) - base;
-            let end = (address + Self::REACH - base).min(len as u64);
-            for at in start..end {
-                bits[at as usize / 64] |= 1 << (at % 64);
-            }
-        }
-        Bitmap(bits)
-    }
-
-    fn has(&self, at: usize) -> bool {
-        self.0
-            .get(at / 64)
-            .is_some_and(|word| word >> (at % 64) & 1 != 0)
     }
 }

@@ -2,6 +2,7 @@
 //! without unwind information. They count as system calls only if control can come there.
 
 use crate::image::{Image, Segment};
+use crate::scan::{self, Distance, Wanted};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -9,93 +10,190 @@ use std::ops::Range;
 /// Stretches longer than this are not looked through: whatever is in them may be run. Codecs have some of a few mebibytes.
 const LONGEST: u64 = 64 << 20;
 
-/// Those of `hits` (in order) that may be run.
-pub(crate) fn reached(image: &Image<'_>, segment: &Segment, code: &[u8], hits: &[u64]) -> Vec<u64> {
-    let sections = image.code_sections();
-    let hits: Vec<u64> = hits
-        .iter()
-        .copied()
-        .filter(|hit| {
-            sections
-                .as_ref()
-                .is_none_or(|s| s.iter().any(|s| s.contains(hit)))
-        })
-        .collect();
-    if hits.is_empty() {
-        return hits;
-    }
-    let starts = image.starts();
-    let mut places: BTreeMap<(u64, u64), Vec<u64>> = BTreeMap::new();
-    for hit in hits {
-        let place = image.surroundings(hit, segment, &starts);
-        places
-            .entry((place.start, place.end))
-            .or_default()
-            .push(hit);
-    }
-    let ranges: Vec<Range<u64>> = places.keys().map(|&(start, end)| start..end).collect();
-    let entries = entries_into(image, segment, code, &ranges);
-    let mut found = Vec::new();
-    for (range, hits) in ranges.iter().zip(places.values()) {
-        if range.end - range.start > LONGEST {
-            found.extend(hits);
-            continue;
-        }
-        let mut starts: Vec<u64> = entries.range(range.clone()).copied().collect();
-        let mut run = BTreeSet::new();
-        if image.function(range.start).is_some() {
-            starts.push(range.start);
-            run = swept(image, range);
-        }
-        run.extend(followed(image, range, starts));
-        found.extend(hits.iter().filter(|hit| run.contains(hit)));
-    }
-    found
+/// Where bytes look like system calls, and nothing else is known.
+pub(crate) struct Stretches<'i, 'a> {
+    image: &'i Image<'a>,
+    segment: &'i Segment,
+    /// In order, with the bytes that are meant.
+    stretches: Vec<(Range<u64>, Vec<u64>)>,
+    wanted: Wanted,
+    /// Addresses in them that a jump, a call or an address in the code names, or what looks like one.
+    guessed: Vec<u64>,
 }
 
-/// Every address in the ranges that a jump, a call, a computed address, a symbol or a word of data names.
-fn entries_into(
-    image: &Image<'_>,
-    segment: &Segment,
-    code: &[u8],
-    ranges: &[Range<u64>],
-) -> BTreeSet<u64> {
-    let mut entries = BTreeSet::new();
-    let mut offer = |target: u64| {
-        let index = ranges.partition_point(|r| r.start <= target);
-        if index > 0 && ranges[index - 1].contains(&target) {
-            entries.insert(target);
-        }
-    };
-    let relative = |at: usize| {
-        let distance: &[u8; 4] = code.get(at..)?.first_chunk()?;
-        Some(
-            (segment.address + at as u64 + 4)
-                .wrapping_add_signed(i64::from(i32::from_le_bytes(*distance))),
-        )
-    };
-    for at in memchr::memchr3_iter(0xe8, 0xe9, 0x0f, code) {
-        let operand = match (code[at], code.get(at + 1)) {
-            (0x0f, Some(second)) if second & 0xf0 == 0x80 => at + 2,
-            (0x0f, _) => continue,
-            _ => at + 1,
+impl<'i, 'a> Stretches<'i, 'a> {
+    /// What lies around `hits`, which are in order.
+    pub(crate) fn around(image: &'i Image<'a>, segment: &'i Segment, hits: &[u64]) -> Self {
+        let sections = (!hits.is_empty()).then(|| image.code_sections()).flatten();
+        let is_code = |hit: &&u64| {
+            let sections = sections.as_ref();
+            sections.is_none_or(|s| s.iter().any(|s| s.contains(hit)))
         };
-        relative(operand).into_iter().for_each(&mut offer);
-    }
-    // lea distance(%rip), register
-    for at in memchr::memchr_iter(0x8d, code) {
-        if code.get(at + 1).is_some_and(|second| second & 0xc7 == 0x05) {
-            relative(at + 2).into_iter().for_each(&mut offer);
+        let starts = if hits.is_empty() {
+            Vec::new()
+        } else {
+            image.starts()
+        };
+        let mut places: BTreeMap<(u64, u64), Vec<u64>> = BTreeMap::new();
+        let hits = hits.iter().filter(is_code);
+        for &hit in hits.filter(|&&hit| goes_on(image, hit)) {
+            let place = image.surroundings(hit, segment, &starts);
+            let place = places.entry((place.start, place.end)).or_default();
+            place.push(hit);
+        }
+        let places = places.into_iter();
+        let stretches: Vec<_> = places
+            .map(|((start, end), hits)| (start..end, hits))
+            .collect();
+        let ranges = stretches.iter().map(|(range, _)| range.clone());
+        Self {
+            image,
+            segment,
+            wanted: Wanted::new(ranges),
+            stretches,
+            guessed: Vec::new(),
         }
     }
-    image.named_addresses().into_iter().for_each(offer);
-    entries
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.stretches.is_empty()
+    }
+
+    /// What bytes of the segment look like.
+    pub(crate) fn see(&mut self, distance: &Distance) {
+        let target = self.segment.address.wrapping_add_signed(distance.target);
+        if self.wanted.has(target) {
+            self.guessed.push(target);
+        }
+    }
+
+    /// Those of the hits that may be run, once all bytes were seen.
+    pub(crate) fn reached(mut self) -> Vec<u64> {
+        let mut found = Vec::new();
+        if self.is_empty() {
+            return found;
+        }
+        let named = self.named();
+        self.guessed.extend(&named);
+        self.guessed.sort_unstable();
+        self.guessed.dedup();
+        // What is known, where something depends on it.
+        let mut known = None;
+        for (range, hits) in &self.stretches {
+            if range.end - range.start > LONGEST {
+                found.extend(hits);
+                continue;
+            }
+            let first = self.guessed.partition_point(|&at| at < range.start);
+            let behind = self.guessed.partition_point(|&at| at < range.end);
+            let mut starts = self.guessed[first..behind].to_vec();
+            let mut run = BTreeSet::new();
+            if self.image.function(range.start).is_some() {
+                starts.push(range.start);
+                run = swept(self.image, range);
+            }
+            let mut seen = Seen::new(range);
+            run.extend(followed(self.image, range, &mut seen, starts, |_| ()));
+            found.extend(hits.iter().filter(|&hit| {
+                let mut is_known = || {
+                    known
+                        .get_or_insert_with(|| self.known(&named))
+                        .contains(hit)
+                };
+                run.contains(hit) && (!self.image.is_old_way(*hit) || is_known())
+            }));
+        }
+        found
+    }
+
+    /// Addresses in the stretches that a symbol or a word of data names.
+    fn named(&self) -> Vec<u64> {
+        let named = self.image.named_addresses().into_iter();
+        named.filter(|&at| self.wanted.has(at)).collect()
+    }
+
+    /// Addresses in the stretches that instructions of functions name.
+    fn named_by_functions(&self) -> Vec<u64> {
+        let mut named = Vec::new();
+        let base = self.segment.address;
+        let mut function: Option<(Range<u64>, Decoder<'_>)> = None;
+        scan::distances(self.image.scanned(self.segment), |distance| {
+            let target = base.wrapping_add_signed(distance.target);
+            let (start, end) = (base + distance.opcode as u64, base + distance.end as u64);
+            if !self.wanted.has(target) {
+                return;
+            }
+            let is_ahead = |(range, decoder): &(Range<u64>, Decoder<'_>)| {
+                range.contains(&start) && decoder.ip() <= start
+            };
+            if !function.as_ref().is_some_and(is_ahead) {
+                function = self.image.function(start).and_then(|range| {
+                    let bytes = self.image.bytes_at(range.start)?;
+                    let decoder = Decoder::with_ip(64, bytes, range.start, DecoderOptions::NONE);
+                    Some((range, decoder))
+                });
+            }
+            if let Some((_, decoder)) = &mut function {
+                while decoder.can_decode() && decoder.ip() <= start {
+                    if decoder.decode().next_ip() == end {
+                        named.push(target);
+                    }
+                }
+            }
+        });
+        named
+    }
+
+    /// The system calls that control comes to for all that is known: where the stretches are entered from outside it is from
+    /// instructions of functions, not from bytes that look like one.
+    ///
+    /// What calls the system by its old ways (`int 0x80`), which in 64-bit code is next to nothing, counts only so: two bytes are
+    /// too common in data among code, and bytes that look like jumps lead everywhere in long stretches.
+    fn known(&self, named: &[u64]) -> BTreeSet<u64> {
+        let mut starts = self.named_by_functions();
+        starts.extend(named);
+        let functions = self.stretches.iter().map(|(range, _)| range.start);
+        starts.extend(functions.filter(|&start| self.image.function(start).is_some()));
+        let mut found = BTreeSet::new();
+        let mut seen: Vec<Option<Seen>> = self.stretches.iter().map(|_| None).collect();
+        while let Some(start) = starts.pop() {
+            let index = self
+                .stretches
+                .partition_point(|(range, _)| range.start <= start);
+            let Some(index) = index.checked_sub(1) else {
+                continue;
+            };
+            let range = &self.stretches[index].0;
+            if range.contains(&start) && range.end - range.start <= LONGEST {
+                let seen = seen[index].get_or_insert_with(|| Seen::new(range));
+                let outside = |at| starts.push(at);
+                found.extend(followed(self.image, range, seen, vec![start], outside));
+            }
+        }
+        found
+    }
 }
 
-/// The system calls that control comes to from the starts, inside the range.
-fn followed(image: &Image<'_>, range: &Range<u64>, mut starts: Vec<u64>) -> BTreeSet<u64> {
-    let mut found = BTreeSet::new();
-    let mut seen = Seen::new(range);
+/// Whether there is code behind what looks like a system call, up to where it goes elsewhere: a call that returns comes there.
+fn goes_on(image: &Image<'_>, hit: u64) -> bool {
+    let bytes = image.bytes_at(hit).unwrap_or_default();
+    let decoder = Decoder::with_ip(64, bytes, hit, DecoderOptions::NONE);
+    // The first is the call itself.
+    let mut behind = decoder.into_iter().skip(1);
+    behind
+        .find(|next| next.is_invalid() || next.flow_control() != FlowControl::Next)
+        .is_some_and(|end| !end.is_invalid())
+}
+
+/// The system calls that control comes to from the starts, inside the range; `outside` gets where it leaves that.
+fn followed(
+    image: &Image<'_>,
+    range: &Range<u64>,
+    seen: &mut Seen,
+    mut starts: Vec<u64>,
+    mut outside: impl FnMut(u64),
+) -> Vec<u64> {
+    let mut found = Vec::new();
     while let Some(start) = starts.pop() {
         let Some(bytes) = image.bytes_at(start) else {
             continue;
@@ -107,10 +205,15 @@ fn followed(image: &Image<'_>, range: &Range<u64>, mut starts: Vec<u64>) -> BTre
                 break;
             }
             if calls_system(&instruction) {
-                found.insert(instruction.ip());
+                found.push(instruction.ip());
             }
             if instruction.op_count() > 0 && instruction.op0_kind() == OpKind::NearBranch64 {
-                starts.push(instruction.near_branch64());
+                let target = instruction.near_branch64();
+                if range.contains(&target) {
+                    starts.push(target);
+                } else {
+                    outside(target);
+                }
             }
             if matches!(
                 instruction.flow_control(),

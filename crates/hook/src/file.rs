@@ -2,13 +2,29 @@
 
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::mm::{MapFlags, ProtFlags};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use userswap_sys::PAGE_SIZE;
 
 /// A file, open.
 pub(crate) struct CodeFile {
-    fd: OwnedFd,
+    fd: Descriptor,
     stat: Stat,
+}
+
+enum Descriptor {
+    Own(OwnedFd),
+    /// Of the program, in a call of which we are.
+    Program(BorrowedFd<'static>),
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => fd.as_fd(),
+            Self::Program(fd) => *fd,
+        }
+    }
 }
 
 /// What tells a file, as it is now, from every other and from what it was before: device, inode, size, both times, and what
@@ -26,6 +42,20 @@ const SETTLED: i64 = 3;
 impl CodeFile {
     pub(crate) fn open(path: &Path) -> rustix::io::Result<Self> {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Self::with(Descriptor::Own(fd))
+    }
+
+    /// The file that the program has just mapped code from, by its descriptor `fd`; to be used before that call ends.
+    pub(crate) fn of_call(fd: i32) -> rustix::io::Result<Self> {
+        if fd < 0 {
+            return Err(rustix::io::Errno::BADF);
+        }
+        // SAFETY: not negative. A program that closes it meanwhile, in another thread, races with its own call just as well; we
+        // only read from whatever file it is then.
+        Self::with(Descriptor::Program(unsafe { BorrowedFd::borrow_raw(fd) }))
+    }
+
+    fn with(fd: Descriptor) -> rustix::io::Result<Self> {
         let stat = rustix::fs::fstat(&fd)?;
         Ok(Self { fd, stat })
     }
@@ -95,11 +125,67 @@ impl MappedFile {
         // would break too).
         unsafe { std::slice::from_raw_parts(self.at.cast(), self.len) }
     }
+
+    /// The process gives back the pages of these bytes, which are of this file; they come again when they are read.
+    pub(crate) fn give_back(&self, bytes: &[u8]) {
+        let all = self.at as usize..self.at as usize + self.len;
+        let start = (bytes.as_ptr() as usize).next_multiple_of(PAGE_SIZE);
+        let end = (bytes.as_ptr() as usize + bytes.len()) / PAGE_SIZE * PAGE_SIZE;
+        if start < end && all.contains(&start) && end <= all.end {
+            // SAFETY: of our own mapping, which is private and cannot be written: what is read there is the file's, as before.
+            let _ = unsafe {
+                rustix::mm::madvise(
+                    std::ptr::with_exposed_provenance_mut(start),
+                    end - start,
+                    rustix::mm::Advice::LinuxDontNeed,
+                )
+            };
+        }
+    }
 }
 
 impl Drop for MappedFile {
     fn drop(&mut self) {
         // SAFETY: our own mapping, to which no reference is left.
         let _ = unsafe { rustix::mm::munmap(self.at, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the mapping that are in memory of this process.
+    fn resident(file: &MappedFile) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("readable");
+        let start = format!("{:x}-", file.at as usize);
+        let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let line = lines.find_map(|line| line.strip_prefix("Rss:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<usize>().ok())
+            .expect("it is mapped")
+            << 10
+    }
+
+    #[test]
+    fn what_is_given_back_comes_again() {
+        let path = std::env::temp_dir().join(format!("userswap-file-{}", std::process::id()));
+        let content: Vec<u8> = (0..4 << 20).map(|i: u32| (i / 7) as u8).collect();
+        std::fs::write(&path, &content).expect("writable");
+        let file = CodeFile::open(&path).and_then(|file| file.map());
+        let file = file.expect("a file");
+        std::fs::remove_file(&path).expect("there");
+        assert!(file.bytes() == content);
+        assert!(resident(&file) >= content.len());
+        // Whole pages only, and of what is not of the file nothing. The system may give back more: what is mapped as one.
+        file.give_back(&file.bytes()[1..content.len() / 2 + 1]);
+        let left = resident(&file);
+        assert!(left <= content.len() / 2 + PAGE_SIZE, "{left}");
+        file.give_back(&content);
+        assert_eq!(resident(&file), left);
+        assert!(file.bytes() == content);
+        file.give_back(file.bytes());
+        assert_eq!(resident(&file), 0);
+        assert!(file.bytes() == content);
     }
 }

@@ -11,6 +11,9 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 use std::ops::Range;
 
+use crate::file::MappedFile;
+use crate::scan::Code;
+
 /// Where a dynamic section keeps its newer flags, and the one that says that the file is a program.
 const DT_FLAGS_1: i64 = 0x6fff_fffb;
 const DF_1_PIE: u64 = 0x0800_0000;
@@ -33,6 +36,8 @@ pub(crate) struct Segment {
 /// A parsed file.
 pub(crate) struct Image<'a> {
     bytes: &'a [u8],
+    /// Where they are, if in a file.
+    file: Option<&'a MappedFile>,
     segments: Vec<Segment>,
     unwind: Option<Unwind<'a>>,
     /// Starts and sizes of the functions that symbols name, by start.
@@ -48,7 +53,14 @@ struct Unwind<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// Parses the file; `None` where it is not an x86-64 ELF file.
+    /// Parses a file; `None` as for [`Image::parse`].
+    pub(crate) fn of(file: &'a MappedFile) -> Option<Self> {
+        let mut image = Self::parse(file.bytes())?;
+        image.file = Some(file);
+        Some(image)
+    }
+
+    /// Parses the bytes of a file; `None` where it is not an x86-64 ELF file.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header = FileHeader64::<Endianness>::parse(bytes).ok()?;
         let endian = header.endian().ok()?;
@@ -69,6 +81,7 @@ impl<'a> Image<'a> {
         let has = |kind| headers.iter().any(|h| h.p_type(endian) == kind);
         let mut image = Image {
             bytes,
+            file: None,
             segments,
             unwind: None,
             symbols: Vec::new(),
@@ -203,11 +216,34 @@ impl<'a> Image<'a> {
             .unwrap_or(&[])
     }
 
+    /// The same, to be looked through.
+    pub(crate) fn scanned(&self, segment: &Segment) -> Code<'a> {
+        Code {
+            bytes: self.code(segment),
+            file: self.file,
+        }
+    }
+
+    /// Gives back the pages of the file that were read.
+    pub(crate) fn give_back(&self) {
+        if let Some(file) = self.file {
+            file.give_back(self.bytes);
+        }
+    }
+
     /// The bytes from `address` to the end of its segment.
     pub(crate) fn bytes_at(&self, address: u64) -> Option<&'a [u8]> {
         let segment = self.segments.iter().find(|s| s.contains(address))?;
         self.code(segment)
             .get(usize::try_from(address - segment.address).ok()?..)
+    }
+
+    /// Whether the bytes there look like `int 0x80` or `sysenter`.
+    pub(crate) fn is_old_way(&self, address: u64) -> bool {
+        let bytes = self.bytes_at(address).unwrap_or_default();
+        [[0xcd, 0x80], [0x0f, 0x34]]
+            .iter()
+            .any(|old| bytes.starts_with(old))
     }
 
     /// The function that `address` lies in.

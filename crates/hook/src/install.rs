@@ -13,9 +13,10 @@ use crate::plan::{self, Plan};
 use crate::room::Room;
 use std::cell::OnceCell;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use userswap_sys::PAGE_SIZE;
 
 /// Why the hook could not be installed. Nothing has been changed then.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +47,36 @@ struct Done {
     stubs: Vec<Range<usize>>,
     /// Where processes share plans.
     plans: Option<&'static Plans>,
+    /// The file that this code is in.
+    own: Option<Own>,
     /// Where code that comes is looked at, once some has.
     room: Option<Room>,
+}
+
+/// The file that this code is in: not looked at.
+struct Own {
+    /// As the list of mappings has it. An inode alone may be another file's on another device.
+    inode: u64,
+    path: PathBuf,
+    identity: Identity,
+}
+
+impl Own {
+    fn of(own: &Mapping) -> Self {
+        let file = CodeFile::open(&own.path).ok();
+        let file = file.filter(|file| file.inode() == own.inode);
+        // A library that came in memory has no path; it lives no longer than the plans.
+        let identity = file.and_then(|file| file.identity().ok());
+        Self {
+            inode: own.inode,
+            path: own.path.clone(),
+            identity: identity.unwrap_or(Identity([0, own.inode, 0, 0, 0, 0, 0, 0])),
+        }
+    }
+
+    fn is_at(&self, mapping: &Mapping) -> bool {
+        self.inode == mapping.inode && self.path == mapping.path
+    }
 }
 
 /// The lock is held while code is rewritten, with signals blocked. A process copy that was made meanwhile by another thread
@@ -110,6 +139,9 @@ pub fn install(
     without_signals(|| {
         let mut done = done();
         done.plans = plans;
+        let own_address = patch::own_address();
+        let own = maps.iter().find(|m| m.range.contains(&own_address));
+        done.own = own.map(Own::of);
         take_in_all(maps, |_| true, &mut done);
         Ok(done.coverage.clone())
     })
@@ -146,7 +178,7 @@ pub fn coverage() -> Coverage {
 /// What opening or mapping the file gave; `INVAL` where it is not an x86-64 ELF file.
 pub fn inspect(path: &Path) -> Result<Inspection, rustix::io::Errno> {
     let file = CodeFile::open(path)?.map()?;
-    let mut image = Image::parse(file.bytes()).ok_or(rustix::io::Errno::INVAL)?;
+    let mut image = Image::of(&file).ok_or(rustix::io::Errno::INVAL)?;
     let mut library = Library {
         path: path.to_path_buf(),
         ..Library::default()
@@ -199,7 +231,13 @@ fn code_came(call: &Call, result: isize) {
         let mut done = done();
         let mut room = done.room.take().or_else(Room::make);
         let mut look = || {
-            if let Ok(maps) = maps::read() {
+            if call.nr as i64 == libc::SYS_mmap {
+                if call.args[3] & libc::MAP_ANONYMOUS as usize == 0 {
+                    take_in_new(call, range.clone(), &mut done);
+                } else {
+                    done.coverage.generated += range.len();
+                }
+            } else if let Ok(maps) = maps::read() {
                 take_in_all(maps, |m| overlap(&m.range, &range), &mut done);
             }
         };
@@ -211,39 +249,75 @@ fn code_came(call: &Call, result: isize) {
     });
 }
 
+/// Looks at code that a call has just mapped from a file, without a look at all mappings: libraries come by the hundred.
+fn take_in_new(call: &Call, range: Range<usize>, done: &mut Done) {
+    // Open until the call ends: who closes it meanwhile could as well have closed it before the call.
+    let file = CodeFile::of_call(call.args[4] as i32);
+    let end = range.end.next_multiple_of(PAGE_SIZE);
+    let mapping = Mapping {
+        range: range.start..end,
+        executable: true,
+        offset: call.args[5] as u64,
+        inode: file.as_ref().map_or(u64::MAX, CodeFile::inode),
+        path: PathBuf::new(),
+    };
+    let file = file.map_err(|_| "the file cannot be read");
+    take_in(
+        &mapping,
+        || file,
+        &LazyKnown::of(done),
+        &mut Vec::new(),
+        done,
+    );
+}
+
 fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Which file this code is in.
-fn own_identity(own: &Mapping) -> Identity {
-    let file = CodeFile::open(&own.path).ok();
-    let file = file.filter(|file| file.inode() == own.inode);
-    // A library that came in memory has no path; it lives no longer than the plans.
-    file.and_then(|file| file.identity().ok())
-        .unwrap_or(Identity([0, own.inode, 0, 0, 0, 0, 0, 0]))
-}
-
 /// Looks at the mappings of code that are meant, and rewrites them.
 fn take_in_all(mut maps: Vec<Mapping>, meant: impl Fn(&Mapping) -> bool, done: &mut Done) {
-    let own_address = patch::own_address();
-    let own = maps.iter().find(|m| m.range.contains(&own_address));
-    let own = own.cloned();
-    let (plans, opened) = (done.plans, OnceCell::new());
-    let open = || Known::open(plans?, &own_identity(own.as_ref()?));
-    let known = || opened.get_or_init(open).as_ref();
-    let own_inode = own.as_ref().map_or(0, |own| own.inode);
+    let known = LazyKnown::of(done);
     let of_code = maps.iter().filter(|m| m.executable && meant(m));
     for mapping in of_code.cloned().collect::<Vec<_>>() {
-        take_in(&mapping, own_inode, &known, &mut maps, done);
+        let file = || {
+            let file = CodeFile::open(&mapping.path);
+            let file = file.map_err(|_| "the file cannot be opened any more")?;
+            let same = file.inode() == mapping.inode;
+            same.then_some(file)
+                .ok_or("the file was replaced since it was mapped")
+        };
+        take_in(&mapping, file, &known, &mut maps, done);
     }
 }
 
-/// Looks at one mapping, and rewrites it.
-fn take_in<'k>(
+/// What other processes have found, opened when it is needed.
+struct LazyKnown {
+    plans: Option<&'static Plans>,
+    own: Option<Identity>,
+    opened: OnceCell<Option<Known<'static>>>,
+}
+
+impl LazyKnown {
+    fn of(done: &Done) -> Self {
+        Self {
+            plans: done.plans,
+            own: done.own.as_ref().map(|own| own.identity),
+            opened: OnceCell::new(),
+        }
+    }
+
+    fn get(&self) -> Option<&Known<'static>> {
+        let open = || Known::open(self.plans?, &self.own?);
+        self.opened.get_or_init(open).as_ref()
+    }
+}
+
+/// Looks at one mapping, and rewrites it. `file`: opens what it is of.
+fn take_in(
     mapping: &Mapping,
-    own_inode: u64,
-    known: &dyn Fn() -> Option<&'k Known<'k>>,
+    file: impl FnOnce() -> Result<CodeFile, &'static str>,
+    known: &LazyKnown,
     maps: &mut Vec<Mapping>,
     done: &mut Done,
 ) {
@@ -256,14 +330,16 @@ fn take_in<'k>(
         }
         return;
     }
-    if mapping.inode == own_inode {
+    if done.own.as_ref().is_some_and(|own| own.is_at(mapping)) {
         return;
     }
-    let mut library = Library {
-        path: mapping.path.clone(),
-        ..Library::default()
+    let mut library = Library::default();
+    let found = if kernels {
+        look_at_kernels(mapping)
+    } else {
+        file().and_then(|file| look_at(&file, mapping, known))
     };
-    match look_at(mapping, known) {
+    match found {
         Ok((segment, plan)) => {
             rewrite(mapping, &segment, plan, &mut library, maps, &mut done.stubs);
         }
@@ -272,50 +348,60 @@ fn take_in<'k>(
     if library.rewritten + library.native + library.uncovered.len() > 0
         || library.unreadable.is_some()
     {
+        library.path = path_of(mapping);
         done.coverage.libraries.push(library);
     }
+}
+
+/// The file that is mapped there.
+fn path_of(mapping: &Mapping) -> PathBuf {
+    if mapping.path.as_os_str().is_empty() {
+        let maps = maps::read().unwrap_or_default();
+        let same = |m: &Mapping| m.range.contains(&mapping.range.start);
+        return maps.into_iter().find(same).unwrap_or_default().path;
+    }
+    mapping.path.clone()
 }
 
 fn is_kernels(mapping: &Mapping) -> bool {
     mapping.path.as_os_str() == "[vdso]"
 }
 
-/// What is mapped there, and what can be done with it.
-fn look_at<'k>(
+/// What can be done with code of the kernel's own.
+fn look_at_kernels(mapping: &Mapping) -> Result<(Segment, Plan), &'static str> {
+    // SAFETY: mapped and readable as long as the process lives. A copy: the code is about to change.
+    let memory = unsafe {
+        std::slice::from_raw_parts(mapping.range.start as *const u8, mapping.range.len())
+    }
+    .to_vec();
+    look_through(Image::parse(&memory), mapping.offset)
+}
+
+/// What is mapped there of a file, and what can be done with it.
+fn look_at(
+    file: &CodeFile,
     mapping: &Mapping,
-    known: &dyn Fn() -> Option<&'k Known<'k>>,
+    known: &LazyKnown,
 ) -> Result<(Segment, Plan), &'static str> {
-    if is_kernels(mapping) {
-        // SAFETY: mapped and readable as long as the process lives. A copy: the code is about to change.
-        let memory = unsafe {
-            std::slice::from_raw_parts(mapping.range.start as *const u8, mapping.range.len())
-        }
-        .to_vec();
-        return look_through(&memory, mapping.offset);
-    }
-    let file = CodeFile::open(&mapping.path).map_err(|_| "the file cannot be opened any more")?;
-    if file.inode() != mapping.inode {
-        return Err("the file was replaced since it was mapped");
-    }
-    let known = known().and_then(|known| Some((known, file.identity().ok()?)));
+    let known = known
+        .get()
+        .and_then(|known| Some((known, file.identity().ok()?)));
     if let Some((known, identity)) = &known
         && let Some(found) = known.find(identity, mapping.offset)
     {
         return Ok(found);
     }
-    let bytes = file
-        .map()
-        .map_err(|_| "the file cannot be opened any more")?;
-    let (segment, plan) = look_through(bytes.bytes(), mapping.offset)?;
+    let bytes = file.map().map_err(|_| "the file cannot be mapped again")?;
+    let (segment, plan) = look_through(Image::of(&bytes), mapping.offset)?;
     if let Some((known, identity)) = &known {
-        known.keep(&file, identity, &segment, &plan);
+        known.keep(file, identity, &segment, &plan);
     }
     Ok((segment, plan))
 }
 
 /// The segment that is mapped from `offset` on, and its plan.
-fn look_through(bytes: &[u8], offset: u64) -> Result<(Segment, Plan), &'static str> {
-    let mut image = Image::parse(bytes).ok_or("not an x86-64 ELF file")?;
+fn look_through(image: Option<Image<'_>>, offset: u64) -> Result<(Segment, Plan), &'static str> {
+    let mut image = image.ok_or("not an x86-64 ELF file")?;
     let segment = image
         .segments()
         .iter()

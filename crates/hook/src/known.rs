@@ -36,7 +36,7 @@ const LEN: usize = 13;
 const CHECKSUM: usize = 14;
 
 /// To be changed with the rules of a plan, and with how it is kept.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What processes share to keep plans for each other.
 #[derive(Clone, Debug)]

@@ -8,11 +8,12 @@
 //! |---|---|
 //! | `call` | what handlers see and decide |
 //! | `maps` | `/proc/self/maps` |
+//! | `file` | a file that code was mapped from, and what tells it from others |
+//! | `scan` | bytes of interest in long code |
 //! | `image`, `code` | an ELF file, its functions, their instructions and jump targets |
 //! | `doubt` | bytes that look like a system call where no function is known |
 //! | `piece` | the instructions around a site, as they are moved |
 //! | `plan` | which bytes of a site are replaced |
-//! | `file` | a file that code was mapped from, and what tells it from others |
 //! | `packed`, `known` | plans kept for other processes |
 //! | `stub` | what a site jumps to |
 //! | `frame`, `gate` | what lies on the stack while handlers run; whether and whom to ask |
@@ -42,6 +43,7 @@ mod patch;
 mod piece;
 mod plan;
 mod room;
+mod scan;
 mod stub;
 mod table;
 

@@ -1,11 +1,11 @@
 //! Which bytes of a library are replaced by a jump, and what becomes of the instructions that stood there.
 
-use crate::code::{self, Function};
-use crate::doubt;
+use crate::code::{self, Function, JumpsNear};
+use crate::doubt::Stretches;
 use crate::image::{Image, Segment};
 use crate::piece::{self, Piece};
+use crate::scan;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic};
-use memchr::memmem;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
@@ -16,6 +16,8 @@ pub(crate) const JUMP: u64 = 5;
 pub(crate) const SHORT_JUMP: u64 = 2;
 /// How many instructions before or after the system call may move into the stub.
 const NEIGHBOURS: usize = 4;
+/// After how many places to look at pages of the file are given back: each may have brought a hundred KiB.
+const GIVEN_BACK: usize = 64;
 /// `mov $15, %rax; syscall`: the signal trampoline. Unwinders know it by these bytes, so it must keep them.
 const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 
@@ -120,24 +122,24 @@ impl Plan {
 /// Finds every system call in a segment and plans its rewriting.
 pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
     let mut plan = Plan::default();
-    let bytes = image.code(segment);
+    let code = image.scanned(segment);
     let mut hits: Vec<u64> = Vec::new();
-    for pattern in [[0x0f, 0x05], [0x0f, 0x34], [0xcd, 0x80]] {
-        hits.extend(memmem::find_iter(bytes, &pattern).map(|at| segment.address + at as u64));
-    }
+    scan::system_calls(code, |at| hits.push(segment.address + at as u64));
     if hits.is_empty() {
         return plan;
     }
-    hits.sort_unstable();
     if hits.iter().any(|&hit| image.function(hit).is_none()) {
         image.read_symbols();
     }
     let mut real: Vec<(u64, Rc<Function>)> = Vec::new();
     let mut unsure = Vec::new();
     let mut last: Option<(Range<u64>, Option<Rc<Function>>)> = None;
-    for hit in hits {
+    for (index, hit) in hits.into_iter().enumerate() {
+        if index % GIVEN_BACK == 0 {
+            image.give_back();
+        }
         let at = (hit - segment.address) as usize;
-        if bytes[..at + 2].ends_with(&SIGRETURN) {
+        if code.bytes[..at + 2].ends_with(&SIGRETURN) {
             plan.native.push(hit);
             continue;
         }
@@ -145,6 +147,10 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
             unsure.push(hit);
             continue;
         };
+        if code::begins_at(image, &range, hit) == Some(false) {
+            // Inside another instruction: not a system call.
+            continue;
+        }
         if last.as_ref().is_none_or(|(of, _)| *of != range) {
             let function = code::decode(image, &range).map(Rc::new);
             last = Some((range, function));
@@ -152,26 +158,30 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
         match last.as_ref().and_then(|(_, function)| function.clone()) {
             None => unsure.push(hit),
             Some(function) => match function.index_of(hit) {
-                // Inside another instruction: not a system call.
                 None => {}
-                Some(index) if !function.is_entered(index) => unsure.push(hit),
                 Some(index) => match function.code[index].code() {
+                    _ if !function.is_entered(index) => unsure.push(hit),
                     Code::Syscall => real.push((hit, function)),
                     // The old ways in take other numbers and other registers.
-                    Code::Int_imm8 | Code::Sysenter => plan.cramped.push(hit),
+                    Code::Int_imm8 | Code::Sysenter if function.is_jumped_to(index) => {
+                        plan.cramped.push(hit);
+                    }
                     _ => {}
                 },
             },
         }
     }
-    plan.doubtful
-        .extend(doubt::reached(image, segment, bytes, &unsure));
     let near: Vec<u64> = real.iter().map(|(hit, _)| *hit).collect();
-    let foreign = if near.is_empty() {
-        BTreeSet::new()
-    } else {
-        code::jumps_into(image, bytes, segment.address, &near)
-    };
+    let mut foreign = JumpsNear::new(&near, segment.address);
+    let mut stretches = Stretches::around(image, segment, &unsure);
+    if !near.is_empty() || !stretches.is_empty() {
+        scan::distances(code, |distance| {
+            foreign.see(&distance);
+            stretches.see(&distance);
+        });
+    }
+    let foreign = foreign.all(image);
+    plan.doubtful.extend(stretches.reached());
     let mut taken: BTreeSet<u64> = BTreeSet::new();
     for (address, function) in &real {
         let index = function.index_of(*address).expect("looked up above");

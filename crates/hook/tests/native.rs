@@ -126,6 +126,20 @@ fn code_without_unwind_information() {
     right_in_every_mode(&program);
 }
 
+/// Of data that look like code which calls the system none counts; what is called does, whichever way it calls.
+#[test]
+fn data_that_look_like_system_calls() {
+    let program = build("old.c", &["-s", "-no-pie"]);
+    let found = userswap_hook::inspect(&program).expect("an ELF file");
+    let uncovered = found.library.uncovered;
+    let bytes = std::fs::read(&program).expect("readable");
+    let call = bytes.windows(3).position(|w| w == [0xcd, 0x80, 0xc3]);
+    let call = call.expect("it is there") as u64;
+    assert_eq!(uncovered.len(), 1, "{uncovered:x?}");
+    // Text is mapped at its place in the file, from some page on.
+    assert_eq!(uncovered[0] % 4096, call % 4096, "{uncovered:x?}");
+}
+
 /// Code that is made code a second time is known, and not rewritten or reported again.
 #[test]
 fn code_made_code_again() {
