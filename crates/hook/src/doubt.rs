@@ -94,13 +94,13 @@ impl<'i, 'a> Stretches<'i, 'a> {
             }
             let mut seen = Seen::new(range);
             run.extend(followed(self.image, range, &mut seen, starts, |_| ()));
-            found.extend(hits.iter().filter(|&hit| {
+            found.extend(hits.iter().filter(|&&hit| {
                 let mut is_known = || {
                     known
                         .get_or_insert_with(|| self.known(&named))
-                        .contains(hit)
+                        .contains(&hit)
                 };
-                run.contains(hit) && (!self.image.is_old_way(*hit) || is_known())
+                run.contains(&hit) && (!self.image.is_old_way(hit) || is_known())
             }));
         }
         found

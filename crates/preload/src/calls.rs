@@ -15,8 +15,8 @@ use crate::pieces::PIECE;
 use crate::stop::{Why, stop, stop_inline};
 use crate::threads::Thread;
 use crate::{
-    alone, descriptors, exit, forks, masks, memory, monitor, noted, pieces, privileges, processes,
-    raw, rings, special, stacks, state,
+    alone, census, descriptors, exit, forks, masks, memory, monitor, noted, pieces, privileges,
+    processes, raw, rings, special, stacks, state,
 };
 
 /// The calls looked at.
@@ -62,6 +62,7 @@ impl Handlers for Calls {
         WANTED.contains(&number)
             || special::CALLS.contains(&number)
             || alone::CALLS.contains(&number)
+            || census::is_counted(nr)
             || privileges::CHANGES.contains(&number)
             || privileges::EVERYWHERE.contains(&number)
             || state::sees_all()
@@ -72,7 +73,7 @@ impl Handlers for Calls {
     }
 
     fn only_noted(&self, nr: usize) -> bool {
-        state::sees_all() && noted::is_only_noted(nr)
+        state::sees_all() && noted::is_only_noted(nr) && !census::is_counted(nr)
     }
 
     fn before_bypassed(&self, call: &Call) {
@@ -96,7 +97,7 @@ impl Handlers for Calls {
         if let Some(result) = pieces::make(thread, call) {
             return Decision::Return(result);
         }
-        if noted::is_only_noted(call.nr) {
+        if noted::is_only_noted(call.nr) && !census::is_counted(call.nr) {
             let _ = memory::begin(thread, call);
             return Decision::Run;
         }
@@ -275,6 +276,9 @@ fn change_process(call: &mut Call) -> Decision {
             Decision::Return(alone::make_alone(call, || make(call)))
         }
         number if special::CALLS.contains(&number) => special::before(call),
+        _ if census::is_counted(call.nr) => {
+            Decision::Return(census::make_counted(call, || make(call)))
+        }
         libc::SYS_setsockopt if call.args[2] as c_int == libc::SO_ZEROCOPY => {
             stop_recycling();
             Decision::Run

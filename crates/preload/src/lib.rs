@@ -7,7 +7,7 @@
 //! process), `counted` (what of its memory counts), `files` (pages of files leave first), `exit` (what is said at the end),
 //! `privileges` (our threads have the program's), `sharing` (this process's part of the limit), `monitor` (the thread that
 //! watches memory use), `alone` (calls that want one thread); for inline mode `stop` (where it cannot be), `alternate` (stacks
-//! for handlers), `threads` (what is known of each), `memory` (what system calls use), `noted` (calls before the engine
+//! for handlers), `threads` (what is known of each), `census` (how many the program sees), `memory` (what system calls use), `noted` (calls before the engine
 //! starts), `pieces` (large reads and writes), `masks` (SIGBUS); `rings` (io_uring), `special` (calls that few programs make),
 //! `processes`, `descriptors`; `calls` (the program's system calls), `start` (this file).
 
@@ -15,6 +15,7 @@ mod alloc;
 mod alone;
 mod alternate;
 mod calls;
+mod census;
 pub mod config;
 mod counted;
 mod descriptors;

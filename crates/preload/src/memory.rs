@@ -12,7 +12,7 @@ use libc::{c_int, c_long};
 use userswap_hook::{Access, Call, Knowledge, Span, memory_of, uses_memory};
 use userswap_sys::{PAGE_SIZE, cpu};
 
-use crate::stop::{Why, stop, stop_inline};
+use crate::stop::{Why, stop_inline};
 use crate::threads::Thread;
 use crate::{raw, sharing, stacks, state};
 
@@ -132,10 +132,6 @@ pub(crate) fn begin(thread: &'static Thread, call: &mut Call) -> Option<usize> {
                 }
             }
         }
-        libc::SYS_open if names_own_memory(call.args[0], &readable) => stop(Why::OwnMemory),
-        libc::SYS_openat | libc::SYS_openat2 if names_own_memory(call.args[1], &readable) => {
-            stop(Why::OwnMemory);
-        }
         _ => {}
     }
     Some(number)
@@ -170,8 +166,8 @@ fn is_own(process: usize) -> bool {
     process == own as usize || process == cpu::thread() as usize
 }
 
-/// Whether the path at `address`, which is in memory or will be for who asks, may be that of this process's memory.
-pub(crate) fn names_own_memory(address: usize, readable: &Range<usize>) -> bool {
+/// Whether the path at `address` is as `is` says. Longer ones than anybody asks for are not.
+pub(crate) fn is_path(address: usize, is: impl FnOnce(&[u8]) -> bool) -> bool {
     // Long enough for every such path; it begins with a folder that may be named otherwise.
     let mut path = [0; 64];
     let mut len = 0;
@@ -179,16 +175,20 @@ pub(crate) fn names_own_memory(address: usize, readable: &Range<usize>) -> bool 
         let at = address.wrapping_add(len);
         // A path may end where memory does.
         let part = (path.len() - len).min(PAGE_SIZE - at % PAGE_SIZE);
-        if !copy(at, &mut path[len..len + part], readable) {
+        if !copy(at, &mut path[len..len + part], &(0..0)) {
             return false;
         }
         if let Some(end) = path[len..len + part].iter().position(|&byte| byte == 0) {
-            let path = &path[..len + end];
-            return path.ends_with(MEMORY_FILE) && !is_of_another(path);
+            return is(&path[..len + end]);
         }
         len += part;
     }
     false
+}
+
+/// Whether a path may be that of this process's memory.
+pub(crate) fn is_own_memory(path: &[u8]) -> bool {
+    path.ends_with(MEMORY_FILE) && !is_of_another(path)
 }
 
 /// Whether the path leads through the folder of a process that is not this one.
@@ -417,18 +417,13 @@ mod tests {
             (c"/proc/self/maps", false),
             (c"/proc/meminfo", false),
         ] {
-            assert_eq!(
-                names_own_memory(path.as_ptr() as usize, &(0..0)),
-                is,
-                "{path:?}"
-            );
+            let found = is_path(path.as_ptr() as usize, is_own_memory);
+            assert_eq!(found, is, "{path:?}");
         }
         for number in [std::process::id(), cpu::thread()] {
             let path = CString::new(format!("/proc/{number}/mem")).expect("no zeros");
-            assert!(
-                names_own_memory(path.as_ptr() as usize, &(0..0)),
-                "{path:?}"
-            );
+            let found = is_path(path.as_ptr() as usize, is_own_memory);
+            assert!(found, "{path:?}");
         }
     }
 

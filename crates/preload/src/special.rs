@@ -10,7 +10,7 @@ use userswap_sys::signals::Blocked;
 use userswap_sys::{PAGE_SIZE, own};
 
 use crate::stop::{Why, stop};
-use crate::{calls, kept, maps, memory, raw, stacks, state};
+use crate::{calls, census, kept, maps, memory, raw, stacks, state};
 
 /// The calls looked at here, in both modes.
 pub(crate) const CALLS: [c_long; 6] = [
@@ -27,11 +27,8 @@ pub(crate) fn before(call: &Call) -> Decision {
     match call.nr as c_long {
         libc::SYS_mlockall => return lock_all(call),
         libc::SYS_ioctl => leave_to_others(call),
-        // Where calls are followed, paths have been looked at once they were in memory.
-        libc::SYS_open if !state::follows_calls() => look_at_path(call.args[0]),
-        libc::SYS_openat | libc::SYS_openat2 if !state::follows_calls() => {
-            look_at_path(call.args[1])
-        }
+        libc::SYS_open => look_at_path(call.args[0]),
+        libc::SYS_openat | libc::SYS_openat2 => look_at_path(call.args[1]),
         _ => {}
     }
     Decision::Run
@@ -138,10 +135,20 @@ fn leave_to_others(call: &Call) {
     }
 }
 
-/// Through the file of a process's memory the system finds nothing that is swapped out, whoever handles faults.
+/// What opening the path at `address`, which is in memory, means to us.
 fn look_at_path(address: usize) {
-    if memory::names_own_memory(address, &(0..0)) {
+    let (mut is_memory, mut leads_to_threads) = (false, false);
+    memory::is_path(address, |path| {
+        is_memory = memory::is_own_memory(path);
+        leads_to_threads = census::may_lead_to_threads(path);
+        true
+    });
+    if is_memory {
+        // Through the file of a process's memory the system finds nothing that is swapped out, whoever handles faults.
         stop(Why::OwnMemory);
+    }
+    if leads_to_threads {
+        census::begin();
     }
 }
 

@@ -18,6 +18,9 @@ static THREAD_TABLE: Ranges<512> = Ranges::new();
 /// The numbers of threads of ours; 0: a free place.
 static THREADS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
+/// In the number of a thread of the program's: it is only inside our code. No thread has a number as large.
+const WITHIN: u32 = 1 << 31;
+
 /// Threads of ours that have been started and have not noted themselves yet.
 static COMING: AtomicU32 = AtomicU32::new(0);
 
@@ -96,7 +99,7 @@ pub struct Within(Option<&'static AtomicU32>);
 impl Within {
     /// This thread comes in; they nest.
     pub fn new() -> Self {
-        let me = crate::cpu::thread();
+        let me = crate::cpu::thread() | WITHIN;
         // Where there is no place, its faults may be put off: only slower, unless a lock is waited for meanwhile.
         Within(THREADS.iter().find(|place| {
             place
@@ -162,7 +165,16 @@ pub fn is_thread(thread: u32) -> bool {
     thread != 0
         && THREADS
             .iter()
-            .any(|place| place.load(Ordering::Relaxed) == thread)
+            .any(|place| place.load(Ordering::Relaxed) & !WITHIN == thread)
+}
+
+/// How many threads of ours there are. `None`: some have been started that have not noted themselves yet.
+pub fn threads() -> Option<usize> {
+    // In this order: a thread notes itself before it no longer counts as coming.
+    let is_coming = thread_is_coming();
+    let noted = THREADS.iter().map(|place| place.load(Ordering::SeqCst));
+    let ours = noted.filter(|&thread| thread != 0 && thread & WITHIN == 0);
+    (!is_coming).then(|| ours.count())
 }
 
 /// In a child of fork: the parent's threads are not there.
@@ -209,6 +221,12 @@ mod tests {
         }
     }
 
+    /// Whether a thread that counts as ours does not when they are counted.
+    fn is_only_inside(thread: u32) -> bool {
+        let place = |place: &AtomicU32| place.load(Ordering::Relaxed);
+        THREADS.iter().map(place).all(|noted| noted != thread)
+    }
+
     #[test]
     fn a_thread_inside_is_one_of_ours_until_it_leaves() {
         let me = crate::cpu::thread();
@@ -217,6 +235,7 @@ mod tests {
             let _within = Within::new();
             let _again = Within::new();
             assert!(is_thread(me));
+            assert!(is_only_inside(me));
         }
         assert!(!is_thread(me));
         touch_thread();

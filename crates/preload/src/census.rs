@@ -1,0 +1,125 @@
+//! How many threads the program sees that it has: its own. Some count them, and end themselves where they have more than they
+//! started (the process that Chromium forks others from).
+//!
+//! They count by how many folders are in `/proc/self/task`, which says `stat`; what that says of it is set right. Programs that
+//! open nothing that leads there are left alone: `stat` is a frequent call.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use libc::c_long;
+use userswap_hook::Call;
+use userswap_sys::own;
+
+use crate::{memory, raw, state};
+
+/// The calls that tell how many.
+const CALLS: [c_long; 3] = [libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx];
+
+/// How often the folder of a process with one thread is linked.
+const LEAST: u64 = 3;
+
+/// The program has opened what may lead there.
+static COUNTS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a path leads to the threads of a process: `/proc`, or where they are.
+pub(crate) fn may_lead_to_threads(path: &[u8]) -> bool {
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    path == b"/proc" || path == b"/proc/self" || path.ends_with(b"/task")
+}
+
+/// From now on what the program learns of its threads is set right.
+pub(crate) fn begin() {
+    // Relaxed: who opens it on another thread learns of this no sooner than of the descriptor.
+    if !COUNTS.swap(true, Ordering::Relaxed) {
+        state::look_again();
+    }
+}
+
+/// Whether such calls are looked at.
+pub(crate) fn is_counted(nr: usize) -> bool {
+    CALLS.contains(&(nr as c_long)) && COUNTS.load(Ordering::Relaxed)
+}
+
+/// Has `make` make such a call.
+pub(crate) fn make_counted(call: &Call, make: impl Fn() -> isize) -> isize {
+    let [first, second, third, _, fifth, _] = call.args;
+    let (path, buffer, is_extended) = match call.nr as c_long {
+        libc::SYS_stat => (first, second, false),
+        libc::SYS_newfstatat => (second, third, false),
+        _ => (second, fifth, true),
+    };
+    let (result, ours) = with_own_threads(make);
+    let is_folder = |path: &[u8]| path.ends_with(b"task") || path.ends_with(b"task/");
+    if result != 0 || !memory::is_path(path, is_folder) {
+        return result;
+    }
+    // Where the number of the file is in what the call tells, and how often it is linked: once more for each thread.
+    let (number_at, links_at) = if is_extended { (32, 16) } else { (8, 16) };
+    let number = memory::words::<1>(buffer + number_at, &(0..0));
+    if let Some([links]) = memory::words::<1>(buffer + links_at, &(0..0))
+        && number.is_some_and(|[number]| Some(number) == own_folder())
+    {
+        // Of an extended answer the upper half is something else.
+        let count = links & 0xffff_ffff;
+        let ours = ours.min(count.saturating_sub(LEAST));
+        let _ = memory::write_words(buffer + links_at, [links - ours]);
+    }
+    result
+}
+
+/// What `make` answers while there are as many threads of ours as it says.
+fn with_own_threads(make: impl Fn() -> isize) -> (isize, u64) {
+    let yields = Call::new(libc::SYS_sched_yield as usize, [0; 6]);
+    // One that is started soon notes itself.
+    const MOST_TRIES: usize = 10_000;
+    for _ in 0..MOST_TRIES {
+        if let Some(before) = own::threads() {
+            let result = make();
+            if own::threads() == Some(before) {
+                return (result, before as u64);
+            }
+        }
+        // SAFETY: only waits.
+        unsafe { raw::make(&yields) };
+    }
+    (make(), 0)
+}
+
+/// The number of the folder that this process's threads are in.
+fn own_folder() -> Option<u64> {
+    let mut words = [0_u64; size_of::<libc::stat>() / 8];
+    let path = c"/proc/self/task";
+    let arguments = [
+        libc::AT_FDCWD as usize,
+        path.as_ptr() as usize,
+        words.as_mut_ptr() as usize,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: writes to the words.
+    let result = unsafe { raw::make(&Call::new(libc::SYS_newfstatat as usize, arguments)) };
+    (result == 0).then_some(words[1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_threads_is_known() {
+        for (path, leads) in [
+            ("/proc", true),
+            ("/proc/", true),
+            ("/proc/self/task/", true),
+            ("/proc/17/task", true),
+            ("self/task", true),
+            ("/proc/self/maps", false),
+            ("/proc/cpuinfo", false),
+            ("/", false),
+            ("", false),
+        ] {
+            assert_eq!(may_lead_to_threads(path.as_bytes()), leads, "{path}");
+        }
+    }
+}
