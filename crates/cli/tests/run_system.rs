@@ -161,6 +161,22 @@ fn one_without_privileges_any_more_does_not() {
     }
 }
 
+/// A program whose allocator is for one thread gets no thread of ours, which would allocate, too.
+#[test]
+fn a_program_that_allocates_for_one_thread_keeps_to_it() {
+    let test = "a_program_that_allocates_for_one_thread_keeps_to_it";
+    if possible_for(User::Any, test, &["gcc"]) {
+        check_stops(
+            User::Any,
+            "alone",
+            38,
+            &["48"],
+            "allocator of its own",
+            false,
+        );
+    }
+}
+
 /// What a program forbids itself it forbids us: its memory comes back before. What its children forbid themselves is theirs:
 /// the program goes on under its limit, whether they have its memory, for a while, or a copy of it.
 #[test]

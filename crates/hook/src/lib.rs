@@ -9,6 +9,7 @@
 //! | `call` | what handlers see and decide |
 //! | `maps` | `/proc/self/maps` |
 //! | `file` | a file that code was mapped from, and what tells it from others |
+//! | `allocator` | whose memory allocator libc uses |
 //! | `scan` | bytes of interest in long code |
 //! | `image`, `code` | an ELF file, its functions, their instructions and jump targets |
 //! | `doubt` | bytes that look like a system call where no function is known |
@@ -24,6 +25,7 @@
 //! | `install` | all of it, for the libraries there are and those that come |
 //! | `table` | which memory each system call uses |
 
+mod allocator;
 mod bypass;
 mod call;
 mod code;
@@ -47,6 +49,7 @@ mod scan;
 mod stub;
 mod table;
 
+pub use allocator::allocates_for_one_thread;
 pub use bypass::{Bypass, thread_word};
 pub use call::{Call, Decision, Handlers};
 pub use coverage::{Coverage, Library};

@@ -44,6 +44,9 @@ mod stop;
 mod threads;
 pub mod tree;
 
+use std::path::Path;
+use std::ptr;
+
 use userswap::FaultMode;
 use userswap_hook::Bypass;
 use userswap_sys::signals::{Blocked, stderr_line};
@@ -66,6 +69,14 @@ extern "C" fn start() {
     if config.faults == FaultMode::Auto && !memory::can_read() {
         // Without reading its own memory this library cannot answer for the program's signals.
         config.faults = FaultMode::Thread;
+    }
+    if has_allocator_for_one_thread() {
+        stderr_line(format_args!(
+            "userswap: the program has a memory allocator of its own, which is not made for threads such as ours: the limit is not \
+             held in process {}",
+            std::process::id()
+        ));
+        return;
     }
     let config: &'static Config = Box::leak(Box::new(config));
     if !forks::prepare() {
@@ -109,6 +120,26 @@ extern "C" fn start() {
     sharing::open_tree(config);
     monitor::start(config);
     userswap_hook::set_active(true);
+}
+
+/// Whether libc would have the program allocate what threads of ours need, which it does only for one thread.
+fn has_allocator_for_one_thread() -> bool {
+    // SAFETY: names of libc's own.
+    let calloc = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"calloc".as_ptr()) };
+    // SAFETY: asks only.
+    let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
+    let file = |address| {
+        let mut found = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+        // SAFETY: writes to `found` where it returns anything but 0.
+        unsafe {
+            (libc::dladdr(address, found.as_mut_ptr()) != 0).then(|| found.assume_init().dli_fbase)
+        }
+    };
+    let program = file(ptr::with_exposed_provenance(headers as usize));
+    // Most use libc's, which need not be looked at; a program may also only name the function.
+    program.is_some()
+        && file(calloc) == program
+        && userswap_hook::allocates_for_one_thread(Path::new("/proc/self/exe")) == Ok(true)
 }
 
 /// In a thread that is about to fork, before libc takes any lock for it.
