@@ -86,6 +86,13 @@ const OLD: &[(usize, Points)] = &[
 const INTERFACE: std::ops::RangeInclusive<usize> = 0x8913..=0x8955;
 const INTERFACE_REQUEST: usize = 40;
 
+/// Those of them in which drivers' own structures hang on a pointer (bridges, wake-up, link settings, lines), or which are longer or
+/// not as the others are (sockets, address resolution).
+const WITH_MORE: &[usize] = &[
+    0x8940, 0x8941, 0x8944, 0x8945, 0x8946, 0x894a, 0x894b, 0x894c, 0x894d, 0x894e, 0x894f, 0x8950,
+    0x8951, 0x8952, 0x8953, 0x8954, 0x8955,
+];
+
 /// Requests whose number has a size but whose structure holds pointers, or is longer than the number says.
 const NESTED_TYPES: [u8; 5] = [
     b'd', // graphics
@@ -108,8 +115,9 @@ pub(crate) fn request(walk: &mut Walk<'_>, at: usize) {
     }
     if INTERFACE.contains(&request) {
         walk.both(at, INTERFACE_REQUEST);
-        // Drivers' own structures hang on a pointer in it (wake-up, link settings).
-        walk.at_least();
+        if WITH_MORE.contains(&request) {
+            walk.at_least();
+        }
         return;
     }
     // Direction in the two top bits, size in the fourteen below, then type and number.

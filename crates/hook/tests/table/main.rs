@@ -195,6 +195,14 @@ fn unknown_numbers_and_requests_are_said() {
         none(&Call::new(ioctl, [0, 0x4b3a, 1 << 20, 0, 0, 0])),
         Knowledge::Unknown
     );
+    // Of an interface its address is asked, and what its driver knows beyond what the request says.
+    for (request, known) in [(0x8927, Knowledge::Exact), (0x8946, Knowledge::AtLeast)] {
+        let call = Call::new(ioctl, [0, request, 1 << 20, 0, 0, 0]);
+        let found = memory_of(&call, &mut |_, _| true, &mut |span| {
+            assert_eq!(span.len, 40)
+        });
+        assert_eq!(found, known, "{request:x}");
+    }
     assert_eq!(
         none(&Call::new(libc::SYS_getpid as usize, [1 << 20; 6])),
         Knowledge::Exact

@@ -283,6 +283,12 @@ fn sockets() -> Vec<Case> {
             vec![v(socket_bound(s).0), v(0x8913), Block::new(request).into()]
         })
         .may_fail(),
+        case("ioctl SIOCGIFHWADDR", SYS_ioctl, |s| {
+            let mut request = b"lo".to_vec();
+            request.resize(50, 0);
+            vec![v(socket_bound(s).0), v(0x8927), Block::new(request).into()]
+        })
+        .may_fail(),
         case("ioctl SIOCINQ", SYS_ioctl, |s| {
             vec![
                 v(socket_with_datagrams(s)),
