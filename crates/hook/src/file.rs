@@ -32,6 +32,14 @@ impl AsFd for Descriptor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity(pub(crate) [u64; 8]);
 
+impl Identity {
+    /// Of what is in memory and in no file: all of its bytes.
+    pub(crate) fn of_content(bytes: &[u8]) -> Self {
+        let len = bytes.len() as u64;
+        Self([0, 0, len, 0, 0, 0, 0, xxhash_rust::xxh3::xxh3_64(bytes)])
+    }
+}
+
 /// Bytes of the first page.
 const HEAD: usize = 4096;
 

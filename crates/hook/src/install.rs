@@ -335,7 +335,7 @@ fn take_in(
     }
     let mut library = Library::default();
     let found = if kernels {
-        look_at_kernels(mapping)
+        look_at_kernels(mapping, known)
     } else {
         file().and_then(|file| look_at(&file, mapping, known))
     };
@@ -368,13 +368,21 @@ fn is_kernels(mapping: &Mapping) -> bool {
 }
 
 /// What can be done with code of the kernel's own.
-fn look_at_kernels(mapping: &Mapping) -> Result<(Segment, Plan), &'static str> {
+fn look_at_kernels(mapping: &Mapping, known: &LazyKnown) -> Result<(Segment, Plan), &'static str> {
     // SAFETY: mapped and readable as long as the process lives. A copy: the code is about to change.
     let memory = unsafe {
         std::slice::from_raw_parts(mapping.range.start as *const u8, mapping.range.len())
     }
     .to_vec();
-    look_through(Image::parse(&memory), mapping.offset)
+    let (known, identity) = (known.get(), Identity::of_content(&memory));
+    if let Some(found) = known.and_then(|known| known.find(&identity, mapping.offset)) {
+        return Ok(found);
+    }
+    let (segment, plan) = look_through(Image::parse(&memory), mapping.offset)?;
+    if let Some(known) = known {
+        known.keep_content(&identity, &segment, &plan);
+    }
+    Ok((segment, plan))
 }
 
 /// What is mapped there of a file, and what can be done with it.

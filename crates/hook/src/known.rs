@@ -89,9 +89,14 @@ impl<'a> Known<'a> {
         plan: &Plan,
     ) {
         // A change that comes later must show, and one that came meanwhile must not have.
-        if file.is_settled()
-            && file.identity().as_ref() == Ok(identity)
-            && !is_confined(self.plans.filters)
+        if file.is_settled() && file.identity().as_ref() == Ok(identity) {
+            self.keep_content(identity, segment, plan);
+        }
+    }
+
+    /// Keeps the plan of what cannot be other than its identity says.
+    pub(crate) fn keep_content(&self, identity: &Identity, segment: &Segment, plan: &Plan) {
+        if !is_confined(self.plans.filters)
             && let Some(body) = packed::pack(plan)
             && let Ok(fd) = self.plans.file.open(OFlags::RDWR)
             && rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok()
