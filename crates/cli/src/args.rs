@@ -210,6 +210,9 @@ pub(crate) struct RunArgs {
     /// Say at the end what was done, on one line
     #[arg(short, long)]
     pub(crate) verbose: bool,
+    /// Keep nothing for later runs. Else what was found in libraries is kept in $XDG_CACHE_HOME/userswap, or ~/.cache/userswap
+    #[arg(long)]
+    pub(crate) no_cache: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<std::ffi::OsString>,

@@ -11,6 +11,7 @@ mod kernel_zram;
 mod memory;
 mod memory_cgroup;
 mod os;
+mod plans_file;
 mod progress;
 mod race;
 mod ram_disk;

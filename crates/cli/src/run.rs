@@ -24,7 +24,7 @@ use userswap_sys::file_ref::FileRef;
 use userswap_sys::host;
 
 use crate::args::{FaultsArg, LimitArg, RunArgs};
-use crate::os;
+use crate::{os, plans_file};
 
 /// The file name of the library.
 #[cfg(not(feature = "bundled"))]
@@ -51,7 +51,11 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let tree_file = memory_file("userswap-tree")?;
     let tree = Tree::create(&tree_file).context("cannot make the table of processes")?;
-    let plans_file = memory_file("userswap-plans")?;
+    let kept = library.key().filter(|_| !args.no_cache);
+    let plans_file = match kept.and_then(plans_file::open) {
+        Some(file) => file,
+        None => memory_file("userswap-plans")?,
+    };
     let (_stats_file, stats_path, stats) = match &args.stats {
         Some(path) => {
             let file = File::create(path)
@@ -274,14 +278,22 @@ enum Library {
         not(feature = "bundled"),
         expect(dead_code, reason = "nothing is carried")
     )]
-    Carried(File),
+    Carried { file: File, key: u64 },
 }
 
 impl Library {
     fn path(&self) -> PathBuf {
         match self {
             Self::File(path) => path.clone(),
-            Self::Carried(file) => path_of(file),
+            Self::Carried { file, .. } => path_of(file),
+        }
+    }
+
+    /// What tells it from other builds.
+    fn key(&self) -> Option<u64> {
+        match self {
+            Self::File(path) => plans_file::key_of_file(path),
+            Self::Carried { key, .. } => Some(*key),
         }
     }
 }
@@ -289,9 +301,11 @@ impl Library {
 #[cfg(feature = "bundled")]
 fn library() -> anyhow::Result<Library> {
     let mut file = memory_file("libuserswap_preload.so")?;
-    file.write_all(include_bytes!(env!("USERSWAP_BUNDLED")))
+    let content: &[u8] = include_bytes!(env!("USERSWAP_BUNDLED"));
+    file.write_all(content)
         .context("cannot unpack the library")?;
-    Ok(Library::Carried(file))
+    let key = plans_file::key_of(&content);
+    Ok(Library::Carried { file, key })
 }
 
 #[cfg(not(feature = "bundled"))]

@@ -22,7 +22,6 @@ programs! { User::Any;
     the_kernel_works_on_swapped_memory_by_itself: "rings", [38, 26], ["48"];
     /// Memory that the program handles the faults of is given back to it.
     the_program_handles_faults_of_its_own_memory: "faults", [30], ["40"];
-    a_program_that_counts_its_threads_finds_its_own: "counts", [38], ["48"];
     /// Everything that one process reads of another with process_vm_readv is there.
     a_process_looks_at_another: "peers", [38], ["everything"];
 }

@@ -3,7 +3,7 @@
 
 use crate::image::{Image, Segment};
 use crate::scan::{self, Distance, Wanted};
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -34,12 +34,15 @@ impl<'i, 'a> Stretches<'i, 'a> {
         } else {
             image.starts()
         };
+        let behind = segment.address + segment.len;
         let mut places: BTreeMap<(u64, u64), Vec<u64>> = BTreeMap::new();
         let hits = hits.iter().filter(is_code);
-        for &hit in hits.filter(|&&hit| goes_on(image, hit)) {
+        // In what a compiler describes may be instructions that are not known here.
+        for &hit in hits.filter(|&&hit| image.is_described(hit) || goes_on(image, hit)) {
             let place = image.surroundings(hit, segment, &starts);
-            let place = places.entry((place.start, place.end)).or_default();
-            place.push(hit);
+            // Which may be longer than what there is.
+            let (start, end) = (place.start.max(segment.address), place.end.min(behind));
+            places.entry((start, end)).or_default().push(hit);
         }
         let places = places.into_iter();
         let stretches: Vec<_> = places
@@ -174,7 +177,8 @@ impl<'i, 'a> Stretches<'i, 'a> {
     }
 }
 
-/// Whether there is code behind what looks like a system call, up to where it goes elsewhere: a call that returns comes there.
+/// Whether there is code behind what looks like a system call, up to where it goes elsewhere: a call that returns comes there. What
+/// does not return uses no memory.
 fn goes_on(image: &Image<'_>, hit: u64) -> bool {
     let bytes = image.bytes_at(hit).unwrap_or_default();
     let decoder = Decoder::with_ip(64, bytes, hit, DecoderOptions::NONE);
@@ -207,8 +211,14 @@ fn followed(
             if calls_system(&instruction) {
                 found.push(instruction.ip());
             }
-            if instruction.op_count() > 0 && instruction.op0_kind() == OpKind::NearBranch64 {
-                let target = instruction.near_branch64();
+            let branch = (instruction.op_count() > 0
+                && instruction.op0_kind() == OpKind::NearBranch64)
+                .then(|| instruction.near_branch64());
+            // Whose address is taken may be called.
+            let address = (instruction.mnemonic() == Mnemonic::Lea
+                && instruction.is_ip_rel_memory_operand())
+            .then(|| instruction.ip_rel_memory_address());
+            for target in branch.into_iter().chain(address) {
                 if range.contains(&target) {
                     starts.push(target);
                 } else {

@@ -1,6 +1,6 @@
 //! A file that code was mapped from: which one it is, and its bytes.
 
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -14,15 +14,17 @@ pub(crate) struct CodeFile {
 
 enum Descriptor {
     Own(OwnedFd),
-    /// Of the program, in a call of which we are.
-    Program(BorrowedFd<'static>),
+    /// Of the program, in a call of which we are; not negative.
+    Program(i32),
 }
 
 impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Own(fd) => fd.as_fd(),
-            Self::Program(fd) => *fd,
+            // SAFETY: not negative. A program that closes it meanwhile, in another thread, races with its own call just as well; we
+            // only read from whatever file it is then.
+            Self::Program(fd) => unsafe { BorrowedFd::borrow_raw(*fd) },
         }
     }
 }
@@ -58,9 +60,10 @@ impl CodeFile {
         if fd < 0 {
             return Err(rustix::io::Errno::BADF);
         }
-        // SAFETY: not negative. A program that closes it meanwhile, in another thread, races with its own call just as well; we
-        // only read from whatever file it is then.
-        Self::with(Descriptor::Program(unsafe { BorrowedFd::borrow_raw(fd) }))
+        let file = Self::with(Descriptor::Program(fd))?;
+        // Reading from anything else may wait, or take what the program is to read.
+        let is_regular = FileType::from_raw_mode(file.stat.st_mode) == FileType::RegularFile;
+        is_regular.then_some(file).ok_or(rustix::io::Errno::INVAL)
     }
 
     fn with(fd: Descriptor) -> rustix::io::Result<Self> {

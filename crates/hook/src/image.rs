@@ -254,6 +254,12 @@ impl<'a> Image<'a> {
             .or_else(|| self.function_of_symbol(address))
     }
 
+    /// Whether unwind information says that `address` lies in a function.
+    pub(crate) fn is_described(&self, address: u64) -> bool {
+        let unwind = self.unwind.as_ref();
+        unwind.is_some_and(|unwind| unwind.function(address).is_some())
+    }
+
     /// The function that ends below `address` together with what follows it up to the next: code whose author ended
     /// the unwind information early, as where a thread begins and there is nothing to unwind to.
     pub(crate) fn function_and_gap(&self, address: u64) -> Option<Range<u64>> {

@@ -3,15 +3,15 @@
 use crate::bypass::Bypass;
 use crate::call::{Call, Handlers};
 use crate::coverage::{Coverage, Library};
-use crate::file::{CodeFile, Identity};
+use crate::file::CodeFile;
 use crate::gate::{self, Wired};
 use crate::image::{Image, Segment};
-use crate::known::{Known, Plans};
+use crate::known::Plans;
+use crate::look::{self, LazyKnown, Own};
 use crate::maps::{self, Mapping};
 use crate::patch;
-use crate::plan::{self, Plan};
+use crate::plan::Plan;
 use crate::room::Room;
-use std::cell::OnceCell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -51,32 +51,6 @@ struct Done {
     own: Option<Own>,
     /// Where code that comes is looked at, once some has.
     room: Option<Room>,
-}
-
-/// The file that this code is in: not looked at.
-struct Own {
-    /// As the list of mappings has it. An inode alone may be another file's on another device.
-    inode: u64,
-    path: PathBuf,
-    identity: Identity,
-}
-
-impl Own {
-    fn of(own: &Mapping) -> Self {
-        let file = CodeFile::open(&own.path).ok();
-        let file = file.filter(|file| file.inode() == own.inode);
-        // A library that came in memory has no path; it lives no longer than the plans.
-        let identity = file.and_then(|file| file.identity().ok());
-        Self {
-            inode: own.inode,
-            path: own.path.clone(),
-            identity: identity.unwrap_or(Identity([0, own.inode, 0, 0, 0, 0, 0, 0])),
-        }
-    }
-
-    fn is_at(&self, mapping: &Mapping) -> bool {
-        self.inode == mapping.inode && self.path == mapping.path
-    }
 }
 
 /// The lock is held while code is rewritten, with signals blocked. A process copy that was made meanwhile by another thread
@@ -184,7 +158,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, rustix::io::Errno> {
         ..Library::default()
     };
     for segment in image.segments().to_vec().iter().filter(|s| s.executable) {
-        let plan = plan_of(&mut image, segment);
+        let plan = look::plan_of(&mut image, segment);
         library.rewritten += plan.sites.len();
         note(&mut library, &plan);
     }
@@ -232,11 +206,7 @@ fn code_came(call: &Call, result: isize) {
         let mut room = done.room.take().or_else(Room::make);
         let mut look = || {
             if call.nr as i64 == libc::SYS_mmap {
-                if call.args[3] & libc::MAP_ANONYMOUS as usize == 0 {
-                    take_in_new(call, range.clone(), &mut done);
-                } else {
-                    done.coverage.generated += range.len();
-                }
+                take_in_new(call, range.clone(), &mut done);
             } else if let Ok(maps) = maps::read() {
                 take_in_all(maps, |m| overlap(&m.range, &range), &mut done);
             }
@@ -249,7 +219,8 @@ fn code_came(call: &Call, result: isize) {
     });
 }
 
-/// Looks at code that a call has just mapped from a file, without a look at all mappings: libraries come by the hundred.
+/// Looks at code that a call has just mapped from a file. All mappings are looked at only where something is to be rewritten: libraries
+/// come by the hundred, and few make system calls.
 fn take_in_new(call: &Call, range: Range<usize>, done: &mut Done) {
     // Open until the call ends: who closes it meanwhile could as well have closed it before the call.
     let file = CodeFile::of_call(call.args[4] as i32);
@@ -257,15 +228,21 @@ fn take_in_new(call: &Call, range: Range<usize>, done: &mut Done) {
     let mapping = Mapping {
         range: range.start..end,
         executable: true,
+        shared: call.args[3] as i32 & libc::MAP_TYPE != libc::MAP_PRIVATE,
         offset: call.args[5] as u64,
         inode: file.as_ref().map_or(u64::MAX, CodeFile::inode),
         path: PathBuf::new(),
     };
     let file = file.map_err(|_| "the file cannot be read");
+    if let (Some(own), Ok(file)) = (&done.own, &file)
+        && own.is(file)
+    {
+        return;
+    }
     take_in(
         &mapping,
         || file,
-        &LazyKnown::of(done),
+        &LazyKnown::new(done.plans, done.own.as_ref()),
         &mut Vec::new(),
         done,
     );
@@ -277,7 +254,7 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 
 /// Looks at the mappings of code that are meant, and rewrites them.
 fn take_in_all(mut maps: Vec<Mapping>, meant: impl Fn(&Mapping) -> bool, done: &mut Done) {
-    let known = LazyKnown::of(done);
+    let known = LazyKnown::new(done.plans, done.own.as_ref());
     let of_code = maps.iter().filter(|m| m.executable && meant(m));
     for mapping in of_code.cloned().collect::<Vec<_>>() {
         let file = || {
@@ -288,28 +265,6 @@ fn take_in_all(mut maps: Vec<Mapping>, meant: impl Fn(&Mapping) -> bool, done: &
                 .ok_or("the file was replaced since it was mapped")
         };
         take_in(&mapping, file, &known, &mut maps, done);
-    }
-}
-
-/// What other processes have found, opened when it is needed.
-struct LazyKnown {
-    plans: Option<&'static Plans>,
-    own: Option<Identity>,
-    opened: OnceCell<Option<Known<'static>>>,
-}
-
-impl LazyKnown {
-    fn of(done: &Done) -> Self {
-        Self {
-            plans: done.plans,
-            own: done.own.as_ref().map(|own| own.identity),
-            opened: OnceCell::new(),
-        }
-    }
-
-    fn get(&self) -> Option<&Known<'static>> {
-        let open = || Known::open(self.plans?, &self.own?);
-        self.opened.get_or_init(open).as_ref()
     }
 }
 
@@ -335,12 +290,15 @@ fn take_in(
     }
     let mut library = Library::default();
     let found = if kernels {
-        look_at_kernels(mapping, known)
+        look::look_at_kernels(mapping, known)
     } else {
-        file().and_then(|file| look_at(&file, mapping, known))
+        file().and_then(|file| look::look_at(&file, mapping, known))
     };
     match found {
-        Ok((segment, plan)) => {
+        Ok((segment, mut plan)) => {
+            if mapping.shared {
+                plan.cannot_be_rewritten();
+            }
             rewrite(mapping, &segment, plan, &mut library, maps, &mut done.stubs);
         }
         Err(why) => library.unreadable = Some(why),
@@ -348,76 +306,27 @@ fn take_in(
     if library.rewritten + library.native + library.uncovered.len() > 0
         || library.unreadable.is_some()
     {
-        library.path = path_of(mapping);
+        library.path = path_of(mapping, maps);
         done.coverage.libraries.push(library);
     }
 }
 
 /// The file that is mapped there.
-fn path_of(mapping: &Mapping) -> PathBuf {
-    if mapping.path.as_os_str().is_empty() {
-        let maps = maps::read().unwrap_or_default();
-        let same = |m: &Mapping| m.range.contains(&mapping.range.start);
-        return maps.into_iter().find(same).unwrap_or_default().path;
+fn path_of(mapping: &Mapping, maps: &mut Vec<Mapping>) -> PathBuf {
+    if !mapping.path.as_os_str().is_empty() {
+        return mapping.path.clone();
     }
-    mapping.path.clone()
+    if maps.is_empty() {
+        *maps = maps::read().unwrap_or_default();
+    }
+    let mut same = maps
+        .iter()
+        .filter(|m| m.range.contains(&mapping.range.start));
+    same.next().map(|m| m.path.clone()).unwrap_or_default()
 }
 
 fn is_kernels(mapping: &Mapping) -> bool {
     mapping.path.as_os_str() == "[vdso]"
-}
-
-/// What can be done with code of the kernel's own.
-fn look_at_kernels(mapping: &Mapping, known: &LazyKnown) -> Result<(Segment, Plan), &'static str> {
-    // SAFETY: mapped and readable as long as the process lives. A copy: the code is about to change.
-    let memory = unsafe {
-        std::slice::from_raw_parts(mapping.range.start as *const u8, mapping.range.len())
-    }
-    .to_vec();
-    let (known, identity) = (known.get(), Identity::of_content(&memory));
-    if let Some(found) = known.and_then(|known| known.find(&identity, mapping.offset)) {
-        return Ok(found);
-    }
-    let (segment, plan) = look_through(Image::parse(&memory), mapping.offset)?;
-    if let Some(known) = known {
-        known.keep_content(&identity, &segment, &plan);
-    }
-    Ok((segment, plan))
-}
-
-/// What is mapped there of a file, and what can be done with it.
-fn look_at(
-    file: &CodeFile,
-    mapping: &Mapping,
-    known: &LazyKnown,
-) -> Result<(Segment, Plan), &'static str> {
-    let known = known
-        .get()
-        .and_then(|known| Some((known, file.identity().ok()?)));
-    if let Some((known, identity)) = &known
-        && let Some(found) = known.find(identity, mapping.offset)
-    {
-        return Ok(found);
-    }
-    let bytes = file.map().map_err(|_| "the file cannot be mapped again")?;
-    let (segment, plan) = look_through(Image::of(&bytes), mapping.offset)?;
-    if let Some((known, identity)) = &known {
-        known.keep(file, identity, &segment, &plan);
-    }
-    Ok((segment, plan))
-}
-
-/// The segment that is mapped from `offset` on, and its plan.
-fn look_through(image: Option<Image<'_>>, offset: u64) -> Result<(Segment, Plan), &'static str> {
-    let mut image = image.ok_or("not an x86-64 ELF file")?;
-    let segment = image
-        .segments()
-        .iter()
-        .copied()
-        .find(|s| s.executable && s.is_mapped_at(offset))
-        .ok_or("code is mapped from a part of the file that is not code")?;
-    let plan = plan_of(&mut image, &segment);
-    Ok((segment, plan))
 }
 
 fn rewrite(
@@ -451,16 +360,6 @@ fn rewrite(
     stubs.extend(patched.stubs);
     library.rewritten += patched.rewritten;
     library.uncovered.extend(patched.failed);
-}
-
-/// What can be done with a segment: nothing where handlers would overflow the stacks of its code.
-fn plan_of(image: &mut Image<'_>, segment: &Segment) -> Plan {
-    let mut plan = plan::plan(image, segment);
-    if image.has_small_stacks() {
-        let sites = std::mem::take(&mut plan.sites);
-        plan.cramped.extend(sites.iter().map(|site| site.address));
-    }
-    plan
 }
 
 fn note(library: &mut Library, plan: &Plan) {

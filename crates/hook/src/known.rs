@@ -1,7 +1,7 @@
-//! Plans of files that were looked at before, in a file that processes share: looking a library through takes milliseconds, and
-//! all processes of a tree use the same ones.
+//! Plans of files that were looked at before, in a file that processes share, and that may be kept for later ones: looking a library
+//! through takes milliseconds, and most processes use the same ones.
 //!
-//! A plan is for the file that it was made of ([`Identity`]) and for who made it. It is kept only where a change of that file
+//! A plan is for the file, or the kernel's code, that it was made of ([`Identity`]) and for who made it. It is kept only where a change of that file
 //! would show, found only where it and its entry are what their checksum says, and used only where memory holds the bytes that it
 //! has for each site (`patch`). In every other case the file is looked through.
 //!
@@ -15,7 +15,7 @@ use crate::image::Segment;
 use crate::packed;
 use crate::plan::Plan;
 use rustix::fs::{FlockOperation, OFlags};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use userswap_sys::file_ref::FileRef;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -46,6 +46,15 @@ pub struct Plans {
     /// How many filters of system calls (seccomp) were in force where the file was made. These let pass what keeping plans takes,
     /// as those of containers do; with more of them a process could be ended for it, and only looks at what others have kept.
     pub filters: u32,
+}
+
+/// Whether there is room for the plans of some more libraries in a file that may have been used before.
+pub fn has_room_for_plans(file: impl AsFd) -> bool {
+    let len = rustix::fs::fstat(&file).map_or(0, |stat| stat.st_size.cast_unsigned());
+    let mut entry = [0; ENTRY];
+    let at = ENTRIES / 4 * 3 * ENTRY;
+    let read = rustix::io::pread(&file, &mut entry, at as u64);
+    len < LONGEST / 4 * 3 && read.is_ok_and(|len| entry[..len].iter().all(|&byte| byte == 0))
 }
 
 /// Plans, shared.

@@ -16,6 +16,7 @@
 //! | `piece` | the instructions around a site, as they are moved |
 //! | `plan` | which bytes of a site are replaced |
 //! | `packed`, `known` | plans kept for other processes |
+//! | `look` | what is mapped, and its plan |
 //! | `stub` | what a site jumps to |
 //! | `frame`, `gate` | what lies on the stack while handlers run; whether and whom to ask |
 //! | `note` | calls that are only noted |
@@ -38,6 +39,7 @@ mod gate;
 mod image;
 mod install;
 mod known;
+mod look;
 mod maps;
 mod note;
 mod packed;
@@ -57,6 +59,6 @@ pub use install::{
     Error, Inspection, coverage, inspect, install, is_dynamic, look_again, set_active,
     while_code_stays,
 };
-pub use known::Plans;
+pub use known::{Plans, has_room_for_plans};
 pub use note::{Note, hear_of_all, note_only};
 pub use table::{Access, Knowledge, Span, is_known, memory_of, uses_memory};

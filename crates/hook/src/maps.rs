@@ -9,6 +9,8 @@ use std::path::PathBuf;
 pub(crate) struct Mapping {
     pub(crate) range: Range<usize>,
     pub(crate) executable: bool,
+    /// What is written there others have, too, or the file.
+    pub(crate) shared: bool,
     /// Where in the file it begins.
     pub(crate) offset: u64,
     /// Inode; 0 for memory without a file.
@@ -23,6 +25,7 @@ impl Mapping {
         Self {
             range,
             executable: false,
+            shared: false,
             offset: 0,
             inode: 0,
             path: PathBuf::new(),
@@ -80,6 +83,7 @@ fn parse(line: &[u8]) -> Option<Mapping> {
     Some(Mapping {
         range: usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?,
         executable: permissions.as_bytes().get(2) == Some(&b'x'),
+        shared: permissions.ends_with('s'),
         offset: u64::from_str_radix(offset, 16).ok()?,
         inode: inode.parse().ok()?,
         path: PathBuf::from(rest.trim_start()),

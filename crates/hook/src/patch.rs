@@ -180,7 +180,9 @@ impl Writes {
 
 /// Memory for stubs, within reach of every jump from and to the mapping.
 fn map_near(mapping: &Mapping, len: usize, maps: &mut Vec<Mapping>) -> Option<usize> {
-    map_in_gap(mapping, len, maps).or_else(|| {
+    // Where nothing is known yet there is no gap either.
+    let known = (!maps.is_empty()).then(|| map_in_gap(mapping, len, maps));
+    known.flatten().or_else(|| {
         // Some of the gaps are none any more.
         *maps = maps::read().ok()?;
         map_in_gap(mapping, len, maps)

@@ -95,6 +95,12 @@ impl Plan {
         fits
     }
 
+    /// None of the sites is rewritten, though there is room.
+    pub(crate) fn cannot_be_rewritten(&mut self) {
+        let sites = std::mem::take(&mut self.sites);
+        self.cramped.extend(sites.iter().map(|site| site.address));
+    }
+
     /// The bytes of a site's region, and of its island.
     pub(crate) fn original(&self, site: &Site) -> (&[u8], &[u8]) {
         let island = site.island.map_or(0, |_| JUMP as usize);
@@ -147,26 +153,26 @@ pub(crate) fn plan(image: &mut Image<'_>, segment: &Segment) -> Plan {
             unsure.push(hit);
             continue;
         };
-        if code::begins_at(image, &range, hit) == Some(false) {
-            // Inside another instruction: not a system call.
-            continue;
-        }
         if last.as_ref().is_none_or(|(of, _)| *of != range) {
+            // Most bytes that look like a call are inside another instruction: that takes no more than a look.
+            if code::begins_at(image, &range, hit) == Some(false) {
+                continue;
+            }
             let function = code::decode(image, &range).map(Rc::new);
             last = Some((range, function));
         }
         match last.as_ref().and_then(|(_, function)| function.clone()) {
             None => unsure.push(hit),
             Some(function) => match function.index_of(hit) {
+                // Inside another instruction: not a system call.
                 None => {}
                 Some(index) => match function.code[index].code() {
-                    _ if !function.is_entered(index) => unsure.push(hit),
-                    Code::Syscall => real.push((hit, function)),
+                    Code::Syscall if function.is_entered(index) => real.push((hit, function)),
                     // The old ways in take other numbers and other registers.
                     Code::Int_imm8 | Code::Sysenter if function.is_jumped_to(index) => {
                         plan.cramped.push(hit);
                     }
-                    _ => {}
+                    _ => unsure.push(hit),
                 },
             },
         }

@@ -172,7 +172,7 @@ mod tests {
         Code { bytes, file: None }
     }
 
-    /// Bytes of which every pair comes, and those that are looked for at every place of a block.
+    /// Random bytes, and pairs that are looked for at every place of a block.
     fn code() -> Vec<u8> {
         let mut state = 7_u32;
         let mut code: Vec<u8> = std::iter::repeat_with(|| {
@@ -218,6 +218,31 @@ mod tests {
     fn is_long(instruction: &iced_x86::Instruction) -> bool {
         let text = format!("{:?}", instruction.code());
         text.contains("rel32_64")
+    }
+
+    /// What is given back as it is passed comes again, also where one part ends and the next begins.
+    #[test]
+    fn long_code_in_a_file_is_looked_through_to_its_end() {
+        let mut code = vec![0x90; 2 * WINDOW + WINDOW / 2 + 7];
+        let len = code.len();
+        let places = [0, 63, WINDOW - 2, 2 * WINDOW - 1, 2 * WINDOW + 1, len - 2];
+        for at in places {
+            code[at..at + 2].copy_from_slice(&[0x0f, 0x05]);
+        }
+        let path = std::env::temp_dir().join(format!("userswap-scan-{}", std::process::id()));
+        std::fs::write(&path, &code).expect("writable");
+        let file = crate::file::CodeFile::open(&path).and_then(|file| file.map());
+        std::fs::remove_file(&path).expect("there");
+        let file = file.expect("a file");
+        let code = Code {
+            bytes: file.bytes(),
+            file: Some(&file),
+        };
+        for _ in 0..2 {
+            let mut found = Vec::new();
+            system_calls(code, |at| found.push(at));
+            assert_eq!(found, places);
+        }
     }
 
     #[test]

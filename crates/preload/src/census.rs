@@ -1,16 +1,18 @@
 //! How many threads the program sees that it has: its own. Some count them, and end themselves where they have more than they
 //! started (the process that Chromium forks others from).
 //!
-//! They count by how many folders are in `/proc/self/task`, which says `stat`; what that says of it is set right. Programs that
-//! open nothing that leads there are left alone: `stat` is a frequent call.
+//! They count by how many folders are in `/proc/self/task`, which `stat` tells of a path; that is set right. What else tells of threads
+//! (a list of the folder, `fstat`, `/proc/self/status`) is not. Programs that open nothing that leads there are left alone: `stat` is
+//! a frequent call.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_long;
+use rustix::fs::AtFlags;
 use userswap_hook::Call;
 use userswap_sys::own;
 
-use crate::{memory, raw, state};
+use crate::{kept, memory, raw};
 
 /// The calls that tell how many.
 const CALLS: [c_long; 3] = [libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx];
@@ -31,7 +33,7 @@ pub(crate) fn may_lead_to_threads(path: &[u8]) -> bool {
 pub(crate) fn begin() {
     // Relaxed: who opens it on another thread learns of this no sooner than of the descriptor.
     if !COUNTS.swap(true, Ordering::Relaxed) {
-        state::look_again();
+        userswap_hook::look_again();
     }
 }
 
@@ -48,9 +50,12 @@ pub(crate) fn make_counted(call: &Call, make: impl Fn() -> isize) -> isize {
         libc::SYS_newfstatat => (second, third, false),
         _ => (second, fifth, true),
     };
-    let (result, ours) = with_own_threads(make);
     let is_folder = |path: &[u8]| path.ends_with(b"task") || path.ends_with(b"task/");
-    if result != 0 || !memory::is_path(path, is_folder) {
+    if !memory::is_path(path, &(0..0), is_folder) {
+        return make();
+    }
+    let (result, ours) = with_own_threads(make);
+    if result != 0 {
         return result;
     }
     // Where the number of the file is in what the call tells, and how often it is linked: once more for each thread.
@@ -87,19 +92,8 @@ fn with_own_threads(make: impl Fn() -> isize) -> (isize, u64) {
 
 /// The number of the folder that this process's threads are in.
 fn own_folder() -> Option<u64> {
-    let mut words = [0_u64; size_of::<libc::stat>() / 8];
-    let path = c"/proc/self/task";
-    let arguments = [
-        libc::AT_FDCWD as usize,
-        path.as_ptr() as usize,
-        words.as_mut_ptr() as usize,
-        0,
-        0,
-        0,
-    ];
-    // SAFETY: writes to the words.
-    let result = unsafe { raw::make(&Call::new(libc::SYS_newfstatat as usize, arguments)) };
-    (result == 0).then_some(words[1])
+    let found = kept::with_proc(|proc| rustix::fs::statat(proc, "self/task", AtFlags::empty()));
+    Some(found?.ok()?.st_ino)
 }
 
 #[cfg(test)]

@@ -34,6 +34,11 @@ pub(crate) static SUMS: Kept = Kept::new("self/smaps_rollup");
 
 const ALL: [&Kept; 4] = [&SIZES, &MAPS, &PAGES, &SUMS];
 
+/// What `look` does with the folder of all processes; `None`: it is not open.
+pub(crate) fn with_proc<R>(look: impl FnOnce(&File) -> R) -> Option<R> {
+    PROC.with(look)
+}
+
 impl Kept {
     const fn new(path: &'static str) -> Self {
         Self {

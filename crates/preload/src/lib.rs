@@ -49,6 +49,7 @@ use std::ptr;
 
 use userswap::FaultMode;
 use userswap_hook::Bypass;
+use userswap_sys::own;
 use userswap_sys::signals::{Blocked, stderr_line};
 
 use crate::config::Config;
@@ -160,6 +161,7 @@ extern "C" fn in_child() {
     let Some(config) = exit::config() else { return };
     // Where the call itself was not seen.
     monitor::release_from_fork();
+    own::forget_threads();
     if monitor::is_confined() {
         return;
     }

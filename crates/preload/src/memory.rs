@@ -166,8 +166,13 @@ fn is_own(process: usize) -> bool {
     process == own as usize || process == cpu::thread() as usize
 }
 
-/// Whether the path at `address` is as `is` says. Longer ones than anybody asks for are not.
-pub(crate) fn is_path(address: usize, is: impl FnOnce(&[u8]) -> bool) -> bool {
+/// Whether the path at `address` is as `is` says. Longer ones than anybody asks for are not. What lies in `readable` is known to be
+/// there.
+pub(crate) fn is_path(
+    address: usize,
+    readable: &Range<usize>,
+    is: impl FnOnce(&[u8]) -> bool,
+) -> bool {
     // Long enough for every such path; it begins with a folder that may be named otherwise.
     let mut path = [0; 64];
     let mut len = 0;
@@ -175,7 +180,7 @@ pub(crate) fn is_path(address: usize, is: impl FnOnce(&[u8]) -> bool) -> bool {
         let at = address.wrapping_add(len);
         // A path may end where memory does.
         let part = (path.len() - len).min(PAGE_SIZE - at % PAGE_SIZE);
-        if !copy(at, &mut path[len..len + part], &(0..0)) {
+        if !copy(at, &mut path[len..len + part], readable) {
             return false;
         }
         if let Some(end) = path[len..len + part].iter().position(|&byte| byte == 0) {
@@ -417,12 +422,12 @@ mod tests {
             (c"/proc/self/maps", false),
             (c"/proc/meminfo", false),
         ] {
-            let found = is_path(path.as_ptr() as usize, is_own_memory);
+            let found = is_path(path.as_ptr() as usize, &(0..0), is_own_memory);
             assert_eq!(found, is, "{path:?}");
         }
         for number in [std::process::id(), cpu::thread()] {
             let path = CString::new(format!("/proc/{number}/mem")).expect("no zeros");
-            let found = is_path(path.as_ptr() as usize, is_own_memory);
+            let found = is_path(path.as_ptr() as usize, &(0..0), is_own_memory);
             assert!(found, "{path:?}");
         }
     }

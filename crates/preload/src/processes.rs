@@ -3,6 +3,7 @@
 use libc::c_long;
 use userswap::Side;
 use userswap_hook::{Bypass, Call};
+use userswap_sys::own;
 use userswap_sys::signals::Blocked;
 
 use crate::{exit, monitor, owner, privileges, sharing, state, stop};
@@ -37,6 +38,8 @@ pub(crate) fn forked(side: Side) {
         privileges::only_this_thread();
         monitor::no_monitor();
         owner::belongs_to_this_process();
+        // Those of the parent, with those that were on their way.
+        own::forget_threads();
     }
     let Some(process) = state::engine() else {
         return;

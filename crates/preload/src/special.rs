@@ -10,6 +10,7 @@ use userswap_sys::signals::Blocked;
 use userswap_sys::{PAGE_SIZE, own};
 
 use crate::stop::{Why, stop};
+use crate::threads::Thread;
 use crate::{calls, census, kept, maps, memory, raw, stacks, state};
 
 /// The calls looked at here, in both modes.
@@ -27,8 +28,8 @@ pub(crate) fn before(call: &Call) -> Decision {
     match call.nr as c_long {
         libc::SYS_mlockall => return lock_all(call),
         libc::SYS_ioctl => leave_to_others(call),
-        libc::SYS_open => look_at_path(call.args[0]),
-        libc::SYS_openat | libc::SYS_openat2 => look_at_path(call.args[1]),
+        libc::SYS_open => look_at_path(call, call.args[0]),
+        libc::SYS_openat | libc::SYS_openat2 => look_at_path(call, call.args[1]),
         _ => {}
     }
     Decision::Run
@@ -136,9 +137,11 @@ fn leave_to_others(call: &Call) {
 }
 
 /// What opening the path at `address`, which is in memory, means to us.
-fn look_at_path(address: usize) {
+fn look_at_path(call: &Call, address: usize) {
     let (mut is_memory, mut leads_to_threads) = (false, false);
-    memory::is_path(address, |path| {
+    let thread = state::sees_all().then(Thread::current).flatten();
+    let readable = thread.map_or(0..0, |thread| thread.stack_above(call));
+    memory::is_path(address, &readable, |path| {
         is_memory = memory::is_own_memory(path);
         leads_to_threads = census::may_lead_to_threads(path);
         true

@@ -235,6 +235,7 @@ mod tests {
             let _within = Within::new();
             let _again = Within::new();
             assert!(is_thread(me));
+            // Not where ours are counted.
             assert!(is_only_inside(me));
         }
         assert!(!is_thread(me));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{records, skip, userswap};
+use super::{CACHES, records, skip, userswap};
 
 /// Longer than any of these programs takes: one that hangs must not hang the test.
 const LONGEST_SECONDS: &str = "60";
@@ -43,6 +43,7 @@ impl User {
         let program = program.get_program();
         if self != User::Unprivileged || !rustix::process::geteuid().is_root() {
             let mut command = Command::new("timeout");
+            command.env("XDG_CACHE_HOME", CACHES);
             command.args(["-k", "1", LONGEST_SECONDS]).arg(program);
             return command;
         }

@@ -15,10 +15,13 @@ use std::process::{Command, Output};
 
 pub(crate) use skip::skip;
 
+/// Where tests keep what later ones need not look for again.
+pub(crate) const CACHES: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/caches");
+
 /// The binary under test.
 pub(crate) fn userswap(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_userswap"));
-    command.args(args);
+    command.env("XDG_CACHE_HOME", CACHES).args(args);
     command
 }
 

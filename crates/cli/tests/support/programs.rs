@@ -125,6 +125,7 @@ macro_rules! programs_of_every_user {
             threads_start_and_end: "threads", [40], ["48"];
             advice_and_places_asked_for: "advice", [38, 30], ["40"];
             what_is_locked_stays: "locked", [38], ["48"];
+            threads_that_are_counted_are_the_programs: "counts", [38], ["48"];
         }
     };
 }
