@@ -1,5 +1,6 @@
 //! With the feature `bundled`: builds the library that `run` loads, so that the binary can carry it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -27,6 +28,8 @@ fn main() {
             "--target-dir",
         ])
         .arg(&target)
+        // All of it is in memory while a program runs.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         .status();
     assert!(
         built.is_ok_and(|status| status.success()),
@@ -34,4 +37,9 @@ fn main() {
     );
     let library = target.join("release/libuserswap_preload.so");
     println!("cargo::rustc-env=USERSWAP_BUNDLED={}", library.display());
+    let mut hasher = DefaultHasher::new();
+    std::fs::read(&library)
+        .expect("it was just built")
+        .hash(&mut hasher);
+    println!("cargo::rustc-env=USERSWAP_BUNDLED_KEY={}", hasher.finish());
 }

@@ -301,10 +301,9 @@ impl Library {
 #[cfg(feature = "bundled")]
 fn library() -> anyhow::Result<Library> {
     let mut file = memory_file("libuserswap_preload.so")?;
-    let content: &[u8] = include_bytes!(env!("USERSWAP_BUNDLED"));
-    file.write_all(content)
+    file.write_all(include_bytes!(env!("USERSWAP_BUNDLED")))
         .context("cannot unpack the library")?;
-    let key = plans_file::key_of(&content);
+    let key = env!("USERSWAP_BUNDLED_KEY").parse()?;
     Ok(Library::Carried { file, key })
 }
 

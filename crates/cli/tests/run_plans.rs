@@ -2,23 +2,25 @@
 
 mod support;
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
-use support::limited::{compiled, folder, possible};
+use support::limited::{folder, possible};
 use support::userswap;
 
-/// Runs a program, natively and under a limit, with its caches in `caches`.
+/// Runs programs that were installed long ago, natively and under a limit, with caches in `caches`.
 fn same(caches: &Path, options: &[&str]) {
-    let program = compiled("counts");
-    let native = Command::new(&program).arg("48").output();
-    let limited = userswap(&["run", "--limit", "38M"])
+    let program = ["sh", "-c", "ls / | sort | wc -l; echo $0 right"];
+    let native = Command::new(program[0]).args(&program[1..]).output();
+    let limited = userswap(&["run", "--limit", "64M"])
         .env("XDG_CACHE_HOME", caches)
         .env("HOME", "/nowhere")
         .args(options)
-        .args(["--", &program, "48"])
+        .arg("--")
+        .args(program)
         .output()
         .expect("userswap runs");
     let complaints = String::from_utf8_lossy(&limited.stderr);
@@ -51,12 +53,28 @@ fn what_one_run_finds_the_next_one_has() {
     let caches = empty(test);
     same(&caches, &["--no-cache"]);
     assert_eq!(kept(&caches), []);
-    // Of a build that is gone.
-    fs::create_dir(caches.join("userswap")).expect("writable");
-    fs::write(caches.join("userswap/plans-0000000000000000"), "old").expect("writable");
+    // Of a build that is gone; of another that is in use; and what only is called so.
+    let place = caches.join("userswap");
+    fs::create_dir(&place).expect("writable");
+    fs::set_permissions(&place, Permissions::from_mode(0o700)).expect("ours");
+    for (name, weeks) in [
+        ("plans-00112233445566aa", 2),
+        ("plans-00112233445566bb", 0),
+        ("plans-2020", 2),
+    ] {
+        let file = File::create(place.join(name)).expect("writable");
+        let then = SystemTime::now() - Duration::from_secs(weeks * 7 * 24 * 3600);
+        file.set_modified(then).expect("ours");
+    }
     same(&caches, &[]);
-    let first = kept(&caches);
-    assert!(first.len() == 1 && first[0].1 > 1000, "{first:?}");
+    let mut first = kept(&caches);
+    assert!(place.join("plans-00112233445566bb").exists() && place.join("plans-2020").exists());
+    assert_eq!(first.len(), 3, "{first:?}");
+    for other in ["plans-00112233445566bb", "plans-2020"] {
+        fs::remove_file(place.join(other)).expect("there");
+    }
+    first.retain(|(_, len)| *len > 1000);
+    assert_eq!(first.len(), 1, "{first:?}");
     let path = &first[0].0;
     let mode = fs::metadata(path).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -84,7 +102,6 @@ fn where_nothing_can_be_kept_programs_run() {
         return;
     }
     let caches = empty(test);
-    fs::set_permissions(&caches, Permissions::from_mode(0o500)).expect("ours");
     // A file is in the way; nothing says where; and the folder may be anybody's.
     fs::write(caches.with_file_name("file"), "").expect("writable");
     same(&caches.with_file_name("file"), &[]);

@@ -177,8 +177,8 @@ impl<'i, 'a> Stretches<'i, 'a> {
     }
 }
 
-/// Whether there is code behind what looks like a system call, up to where it goes elsewhere: a call that returns comes there. What
-/// does not return uses no memory.
+/// Whether there is code behind what looks like a system call, up to where it goes elsewhere: a call that returns comes there.
+/// What does not return uses no memory.
 fn goes_on(image: &Image<'_>, hit: u64) -> bool {
     let bytes = image.bytes_at(hit).unwrap_or_default();
     let decoder = Decoder::with_ip(64, bytes, hit, DecoderOptions::NONE);

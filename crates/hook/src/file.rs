@@ -22,8 +22,8 @@ impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Own(fd) => fd.as_fd(),
-            // SAFETY: not negative. A program that closes it meanwhile, in another thread, races with its own call just as well; we
-            // only read from whatever file it is then.
+            // SAFETY: not negative. A program that closes it meanwhile, in another thread, races with its own call just as well;
+            // we only read from whatever file it is then.
             Self::Program(fd) => unsafe { BorrowedFd::borrow_raw(*fd) },
         }
     }
@@ -93,8 +93,12 @@ impl CodeFile {
         ]))
     }
 
-    /// Whether a change from now on would change its identity.
+    /// Whether a change from now on would change its identity. Not where times are whole seconds: file systems that have no
+    /// others make some up.
     pub(crate) fn is_settled(&self) -> bool {
+        if self.stat.st_ctime_nsec == 0 {
+            return false;
+        }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
         self.stat.st_mtime.max(self.stat.st_ctime) < now - SETTLED
     }
@@ -104,6 +108,7 @@ impl CodeFile {
     pub(crate) fn settle(&mut self) {
         self.stat.st_mtime = 0;
         self.stat.st_ctime = 0;
+        self.stat.st_ctime_nsec = 1;
     }
 
     /// Its bytes.
@@ -176,6 +181,16 @@ mod tests {
         kib.and_then(|kib| kib.parse::<usize>().ok())
             .expect("it is mapped")
             << 10
+    }
+
+    #[test]
+    fn only_what_changed_long_ago_at_a_time_of_its_own_is_settled() {
+        let own = std::env::current_exe().expect("it has a name");
+        let mut file = CodeFile::open(&own).expect("a file");
+        file.settle();
+        assert!(file.is_settled());
+        file.stat.st_ctime_nsec = 0;
+        assert!(!file.is_settled());
     }
 
     #[test]

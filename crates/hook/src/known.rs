@@ -1,9 +1,9 @@
-//! Plans of files that were looked at before, in a file that processes share, and that may be kept for later ones: looking a library
-//! through takes milliseconds, and most processes use the same ones.
+//! Plans of files that were looked at before, in a file that processes share, and that may be kept for later ones: looking a
+//! library through takes milliseconds, and most processes use the same ones.
 //!
-//! A plan is for the file, or the kernel's code, that it was made of ([`Identity`]) and for who made it. It is kept only where a change of that file
-//! would show, found only where it and its entry are what their checksum says, and used only where memory holds the bytes that it
-//! has for each site (`patch`). In every other case the file is looked through.
+//! A plan is for the file, or the kernel's code, that it was made of ([`Identity`]) and for who made it. It is kept only where a
+//! change of that file would show, found only where it and its entry are what their checksum says, and used only where memory
+//! holds the bytes that it has for each site (`patch`). In every other case the file is looked through.
 //!
 //! ```text
 //! [ENTRIES entries of ENTRY bytes, used from the first on][plans]
@@ -15,7 +15,7 @@ use crate::image::Segment;
 use crate::packed;
 use crate::plan::Plan;
 use rustix::fs::{FlockOperation, OFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use userswap_sys::file_ref::FileRef;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -36,17 +36,34 @@ const LEN: usize = 13;
 const CHECKSUM: usize = 14;
 
 /// To be changed with the rules of a plan, and with how it is kept.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// What processes share to keep plans for each other.
 #[derive(Clone, Debug)]
 pub struct Plans {
-    /// A file, empty at first.
+    /// A file, empty at first, called as [`PLANS_NAMES`] say.
     pub file: FileRef,
     /// How many filters of system calls (seccomp) were in force where the file was made. These let pass what keeping plans takes,
     /// as those of containers do; with more of them a process could be ended for it, and only looks at what others have kept.
     pub filters: u32,
 }
+
+/// Whether a file is called as those of plans are: what it once was known by may be another file's after long.
+fn is_of_plans(fd: &OwnedFd) -> bool {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let Ok(path) = rustix::fs::readlink(link, Vec::new()) else {
+        return false;
+    };
+    let name = path.to_bytes().rsplit(|&byte| byte == b'/').next();
+    name.is_some_and(|name| {
+        PLANS_NAMES
+            .iter()
+            .any(|start| name.starts_with(start.as_bytes()))
+    })
+}
+
+/// How files of plans are called: the beginnings of their names, on a disk and in memory.
+pub const PLANS_NAMES: [&str; 2] = ["plans-", "memfd:userswap-plans"];
 
 /// Whether there is room for the plans of some more libraries in a file that may have been used before.
 pub fn has_room_for_plans(file: impl AsFd) -> bool {
@@ -108,6 +125,7 @@ impl<'a> Known<'a> {
         if !is_confined(self.plans.filters)
             && let Some(body) = packed::pack(plan)
             && let Ok(fd) = self.plans.file.open(OFlags::RDWR)
+            && is_of_plans(&fd)
             && rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok()
         {
             if self.find(identity, segment.offset).is_none() {
@@ -132,6 +150,9 @@ impl<'a> Known<'a> {
             end = end.max(words[PLACE].saturating_add(words[LEN]));
             None
         });
+        // What an entry says of a place that the file does not have is damage.
+        let len = rustix::fs::fstat(fd).ok()?.st_size.cast_unsigned();
+        end = end.min(len.max((ENTRIES * ENTRY) as u64));
         let behind = end.saturating_add(body.len() as u64);
         // A limit on files is said by a signal.
         if count == ENTRIES || behind > largest_file().min(LONGEST) {
@@ -252,7 +273,7 @@ mod tests {
             let name = format!("userswap-known-{name}-{}", std::process::id());
             let folder = std::env::temp_dir().join(name);
             std::fs::create_dir_all(&folder).expect("writable");
-            let plans = folder.join("plans");
+            let plans = folder.join("plans-kept");
             let file = std::fs::File::create(&plans).expect("writable");
             let place = Self {
                 library: folder.join("library"),

@@ -59,6 +59,6 @@ pub use install::{
     Error, Inspection, coverage, inspect, install, is_dynamic, look_again, set_active,
     while_code_stays,
 };
-pub use known::{Plans, has_room_for_plans};
+pub use known::{PLANS_NAMES, Plans, has_room_for_plans};
 pub use note::{Note, hear_of_all, note_only};
 pub use table::{Access, Knowledge, Span, is_known, memory_of, uses_memory};

@@ -14,7 +14,8 @@ pub(crate) struct Own {
     /// As the list of mappings has it. An inode alone may be another file's on another device.
     inode: u64,
     path: PathBuf,
-    identity: Identity,
+    /// None where the file was replaced meanwhile: nobody else's plans are for it.
+    identity: Option<Identity>,
 }
 
 impl Own {
@@ -22,16 +23,17 @@ impl Own {
         let file = CodeFile::open(&own.path).ok();
         let file = file.filter(|file| file.inode() == own.inode);
         // A library that came in memory has no path; the plans are for none but that.
+        let in_memory = own.path.starts_with("/memfd:");
         let identity = file.and_then(|file| file.identity().ok());
         Self {
             inode: own.inode,
             path: own.path.clone(),
-            identity: identity.unwrap_or(Identity([0; 8])),
+            identity: identity.or(in_memory.then_some(Identity([0; 8]))),
         }
     }
 
     pub(crate) fn is(&self, file: &CodeFile) -> bool {
-        self.inode == file.inode() && file.identity() == Ok(self.identity)
+        self.inode == file.inode() && file.identity().ok() == self.identity
     }
 
     pub(crate) fn is_at(&self, mapping: &Mapping) -> bool {
@@ -50,7 +52,7 @@ impl LazyKnown {
     pub(crate) fn new(plans: Option<&'static Plans>, own: Option<&Own>) -> Self {
         Self {
             plans,
-            own: own.map(|own| own.identity),
+            own: own.and_then(|own| own.identity),
             opened: OnceCell::new(),
         }
     }

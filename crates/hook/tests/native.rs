@@ -167,7 +167,7 @@ fn code_made_code_again() {
 #[test]
 fn plans_that_are_shared() {
     let program = build("signals.c", &[]);
-    let plans = scratch("plans").join("plans");
+    let plans = scratch("plans").join("plans-shared");
     let run = |limits: &str| {
         let output = Command::new("sh")
             .args(["-c", &format!("{limits} exec env \"$@\""), "sh"])

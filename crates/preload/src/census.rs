@@ -5,10 +5,11 @@
 //! (a list of the folder, `fstat`, `/proc/self/status`) is not. Programs that open nothing that leads there are left alone: `stat` is
 //! a frequent call.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_long;
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, CWD};
 use userswap_hook::Call;
 use userswap_sys::own;
 
@@ -62,7 +63,7 @@ pub(crate) fn make_counted(call: &Call, make: impl Fn() -> isize) -> isize {
     let (number_at, links_at) = if is_extended { (32, 16) } else { (8, 16) };
     let number = memory::words::<1>(buffer + number_at, &(0..0));
     if let Some([links]) = memory::words::<1>(buffer + links_at, &(0..0))
-        && number.is_some_and(|[number]| Some(number) == own_folder())
+        && number.is_some_and(|[number]| is_own_folder(number))
     {
         // Of an extended answer the upper half is something else.
         let count = links & 0xffff_ffff;
@@ -90,10 +91,15 @@ fn with_own_threads(make: impl Fn() -> isize) -> (isize, u64) {
     (make(), 0)
 }
 
-/// The number of the folder that this process's threads are in.
-fn own_folder() -> Option<u64> {
-    let found = kept::with_proc(|proc| rustix::fs::statat(proc, "self/task", AtFlags::empty()));
-    Some(found?.ok()?.st_ino)
+/// Whether that is the number of the folder that this process's threads are in: as it was found at first, behind another root, too,
+/// or where it is by now.
+fn is_own_folder(number: u64) -> bool {
+    let number_of = |folder: BorrowedFd<'_>, path: &str| {
+        let found = rustix::fs::statat(folder, path, AtFlags::empty());
+        found.ok().map(|found| found.st_ino)
+    };
+    let kept = kept::with_proc(|proc| number_of(proc.as_fd(), "self/task"));
+    kept.flatten() == Some(number) || number_of(CWD, "/proc/self/task") == Some(number)
 }
 
 #[cfg(test)]
