@@ -1,6 +1,7 @@
 //! Looks at what is mapped, or has what others found there.
 
 use std::cell::OnceCell;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::file::{CodeFile, Identity};
@@ -23,7 +24,7 @@ impl Own {
         let file = CodeFile::open(&own.path).ok();
         let file = file.filter(|file| file.inode() == own.inode);
         // A library that came in memory has no path; the plans are for none but that.
-        let in_memory = own.path.starts_with("/memfd:");
+        let in_memory = own.path.as_os_str().as_bytes().starts_with(b"/memfd:");
         let identity = file.and_then(|file| file.identity().ok());
         Self {
             inode: own.inode,
@@ -126,4 +127,37 @@ pub(crate) fn plan_of(image: &mut Image<'_>, segment: &Segment) -> Plan {
         plan.cannot_be_rewritten();
     }
     plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that came in memory has plans, too; one that was replaced has none.
+    #[test]
+    fn the_own_library_is_known_by_its_file_or_has_come_in_memory() {
+        let at = |path: &str| Mapping {
+            inode: 7,
+            path: path.into(),
+            ..Mapping::default()
+        };
+        let identity = |path: &str| Own::of(&at(path)).identity;
+        assert_eq!(
+            identity("/memfd:library.so (deleted)"),
+            Some(Identity([0; 8]))
+        );
+        assert_eq!(identity("/nowhere/library.so"), None);
+        // Another file than what is mapped.
+        assert_eq!(identity("/proc/self/exe"), None);
+        let maps = crate::maps::read().expect("readable");
+        let libc = maps
+            .iter()
+            .find(|m| m.executable && m.path.to_string_lossy().contains("libc.so"));
+        let libc = libc.expect("it is mapped");
+        assert!(
+            Own::of(libc)
+                .identity
+                .is_some_and(|found| found != Identity([0; 8]))
+        );
+    }
 }
