@@ -43,7 +43,7 @@ const FORMAT: u64 = 3;
 pub struct Plans {
     /// A file, empty at first, called as [`PLANS_NAMES`] say.
     pub file: FileRef,
-    /// How many filters of system calls (seccomp) were in force where the file was made. These let pass what keeping plans takes,
+    /// How many filters of system calls (seccomp) are in force where `run` is. These let pass what keeping plans takes,
     /// as those of containers do; with more of them a process could be ended for it, and only looks at what others have kept.
     pub filters: u32,
 }

@@ -34,7 +34,8 @@ impl Own {
     }
 
     pub(crate) fn is(&self, file: &CodeFile) -> bool {
-        self.inode == file.inode() && file.identity().ok() == self.identity
+        let same = |own| file.identity() == Ok(own);
+        self.inode == file.inode() && self.identity.is_some_and(same)
     }
 
     pub(crate) fn is_at(&self, mapping: &Mapping) -> bool {

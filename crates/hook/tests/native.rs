@@ -140,6 +140,12 @@ fn data_that_look_like_system_calls() {
     assert_eq!(uncovered[0] % 4096, call % 4096, "{uncovered:x?}");
 }
 
+/// Code that others have, too, or a file, stays as it is.
+#[test]
+fn code_that_is_mapped_shared() {
+    right_in_every_mode(&build("shared.c", &[]));
+}
+
 /// Code that is made code a second time is known, and not rewritten or reported again.
 #[test]
 fn code_made_code_again() {
