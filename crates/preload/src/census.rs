@@ -7,13 +7,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use libc::c_long;
 use rustix::fs::{AtFlags, CWD};
 use userswap_hook::Call;
 use userswap_sys::own;
 
-use crate::{kept, memory, raw};
+use crate::{kept, memory};
 
 /// The calls that tell how many.
 const CALLS: [c_long; 3] = [libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx];
@@ -75,20 +76,19 @@ pub(crate) fn make_counted(call: &Call, make: impl Fn() -> isize) -> isize {
 
 /// What `make` answers while there are as many threads of ours as it says.
 fn with_own_threads(make: impl Fn() -> isize) -> (isize, u64) {
-    let yields = Call::new(libc::SYS_sched_yield as usize, [0; 6]);
-    // One that is started soon notes itself.
-    const MOST_TRIES: usize = 10_000;
-    for _ in 0..MOST_TRIES {
-        if let Some(before) = own::threads() {
-            let result = make();
-            if own::threads() == Some(before) {
-                return (result, before as u64);
-            }
+    // One that is started soon notes itself: as soon as it gets a processor, of which others may have all for long.
+    const WAIT: Duration = Duration::from_secs(10);
+    const LOOK: Duration = Duration::from_micros(100);
+    let since = Instant::now();
+    loop {
+        let before = own::threads();
+        let result = make();
+        match before {
+            Some(ours) if own::threads() == before => return (result, ours as u64),
+            _ if since.elapsed() > WAIT => return (result, 0),
+            _ => std::thread::sleep(LOOK),
         }
-        // SAFETY: only waits.
-        unsafe { raw::make(&yields) };
     }
-    (make(), 0)
 }
 
 /// Whether that is the number of the folder that this process's threads are in: as it was found at first, behind another root, too,
@@ -105,6 +105,20 @@ fn is_own_folder(number: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_is_long_in_coming_is_waited_for() {
+        own::expect_thread();
+        let long = Duration::from_millis(200);
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(long);
+            own::note_thread();
+        });
+        let (_, ours) = with_own_threads(|| 0);
+        assert_eq!(own::threads(), Some(ours as usize));
+        assert_ne!(ours, 0);
+        thread.join().expect("thread");
+    }
 
     #[test]
     fn what_leads_to_threads_is_known() {
