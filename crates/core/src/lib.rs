@@ -52,6 +52,6 @@ pub use fork::ForkError;
 pub use gate::{Gate, Pass};
 pub use pin::PinResult;
 pub use slot_word::{COUNT_MAX, Dropped, SlotError, SlotState, SlotWord};
-pub use swap::{FaultError, Mm, Swap, Way};
+pub use swap::{FaultError, Mm, Source, Swap, Way};
 pub use swap_in::Access;
 pub use swap_out::{Discarded, StageError, Staged, Written};

@@ -102,6 +102,19 @@ pub enum FaultError {
     NoFrames,
 }
 
+/// Where a fault finds its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It is mapped already.
+    Present,
+    /// Nowhere: it has not been written yet.
+    Fresh,
+    /// In the swap cache: it has not left memory.
+    Staged,
+    /// In a device only.
+    Device,
+}
+
 /// The swap subsystem.
 pub struct Swap<F> {
     areas: [OnceLock<SwapArea>; MAX_AREAS],
@@ -208,18 +221,28 @@ impl<F: Frames> Swap<F> {
         self.areas[entry.area()].get()
     }
 
-    /// How many pages a fault on `page` may bring in now: a hint, as the page may be elsewhere by then.
-    pub fn fault_around<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize) -> usize {
+    /// Where a fault would find `page` now: a hint, as it may be elsewhere by then.
+    pub fn source<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize) -> Source {
         match mm.table.load(page).state() {
-            PteState::Present => 1,
-            PteState::None => mm.around.most_fresh(page),
+            PteState::Present => Source::Present,
+            PteState::None => Source::Fresh,
             PteState::Swapped(entry) => {
                 let area = self.area(entry);
                 match area.and_then(|area| area.cache.lookup(entry.offset())) {
-                    Some(_) => mm.around.most_back(),
-                    None => mm.around.most_read(),
+                    Some(_) => Source::Staged,
+                    None => Source::Device,
                 }
             }
+        }
+    }
+
+    /// How many pages a fault on `page` may bring in now: a hint.
+    pub fn fault_around<S: AddressSpace<Frames = F>>(&self, mm: &Mm<S>, page: usize) -> usize {
+        match self.source(mm, page) {
+            Source::Present => 1,
+            Source::Fresh => mm.around.most_fresh(page),
+            Source::Staged => mm.around.most_back(),
+            Source::Device => mm.around.most_read(),
         }
     }
 

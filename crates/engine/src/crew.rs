@@ -189,7 +189,7 @@ impl RegionMemory {
         let pages = first..(first + CHUNK_PAGES).min(self.mm.table.pages());
         if let Some(page) = pages.into_iter().find(|&page| self.is_swapped(page)) {
             // A page that cannot be read now will say so when it is touched.
-            self.shared.bring_ahead(&self.mm, page);
+            self.shared.bring_ahead(self, page);
         }
         true
     }

@@ -14,6 +14,7 @@ use userswap_sys::{cpu, host};
 use crate::Error;
 use crate::budget::{Budget, Whole};
 use crate::crew::{Crew, HelpWanted};
+use crate::cyclic::Cyclic;
 use crate::density::Density;
 use crate::fault::{self, Handlers};
 use crate::frames::{BLOCK_BYTES, FramePool, STAGING_FAULTS};
@@ -218,6 +219,7 @@ impl EngineBuilder {
             swap,
             budget: Budget::new(self.limit, self.strict),
             density: Density::default(),
+            cyclic: Cyclic::new(),
             counters: Counters::new(),
             first_mode: mode,
             in_threads: AtomicBool::new(mode == FaultMode::Thread),

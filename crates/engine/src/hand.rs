@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use userswap_core::StageError;
 use userswap_core::page_table::CHUNK_PAGES;
 
+use crate::cyclic::{Arrival, HAND_EVERY};
 use crate::shared::{RegionMemory, Shared};
 use crate::spec::Policy;
 
@@ -61,12 +62,43 @@ impl Shared {
     pub(crate) fn stage_next(&self) -> bool {
         // Relaxed: only how often matters.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if self.cyclic.is_on()
+            && let Some(is_staged) = self.stage_arrival(turn)
+        {
+            return is_staged;
+        }
         let unshares = turn.is_multiple_of(UNSHARE_EVERY);
         // Once round: pages that are passed over now may be asked the next time.
         self.stage_one(unshares).unwrap_or_else(|| {
             // But for those that would have to be copied first.
             !unshares && self.uffd.guards() && self.stage_one(true) == Some(true)
         })
+    }
+
+    /// Stages what has come in first of what came in last; as [`Self::stage_one`]. `None`, too, where it is the clock hand's turn:
+    /// then what would have left stays.
+    fn stage_arrival(&self, turn: u32) -> Option<bool> {
+        let room = self.room_pages();
+        while let Some(Arrival {
+            region,
+            chunk,
+            pages,
+        }) = self.cyclic.next(room)
+        {
+            if turn.is_multiple_of(HAND_EVERY) {
+                return None;
+            }
+            let regions = self.regions();
+            let region = regions.iter().find(|listed| listed.number == region);
+            let staged = region.and_then(|region| {
+                let pages = pages & self.swap.present(&region.mm, chunk);
+                self.stage_of(region, chunk, pages, false)
+            });
+            if staged.is_some() {
+                return staged;
+            }
+        }
+        None
     }
 
     /// Stages the next chunk, once round; `Some(false)`: there is no room, `None`: there is none. `unshares`: also one that other
@@ -81,33 +113,43 @@ impl Shared {
                 region.mm.table.note_empty(chunk);
                 continue;
             }
-            let wanted = self.swap.pass_over(&region.mm, chunk, present);
-            let wanted = if region.mm.space.is_guarded(chunk) {
-                self.of_guarded(
-                    region,
-                    chunk,
-                    if unshares { present } else { wanted },
-                    unshares,
-                )
-            } else {
-                wanted
-            };
-            if wanted == 0 {
-                continue;
-            }
-            let staged = self.stage(region, chunk, wanted);
-            // What would not go, since the system uses it, is not asked again at once.
-            let refused = wanted & self.swap.present(&region.mm, chunk);
-            if refused != 0 && staged != Err(StageError::AreaFull) {
-                self.swap.leave_alone(&region.mm, chunk, refused, SKIPS);
-            }
-            match staged {
-                Ok(_) => return Some(true),
-                Err(StageError::NothingToDo) => {}
-                Err(StageError::AreaFull | StageError::NoFrames) => return Some(false),
+            let staged = self.stage_of(region, chunk, present, unshares);
+            if staged.is_some() {
+                return staged;
             }
         }
         None
+    }
+
+    /// Stages what may leave of the `present` pages of a chunk; `None`: nothing may.
+    fn stage_of(
+        &self,
+        region: &RegionMemory,
+        chunk: usize,
+        present: u64,
+        unshares: bool,
+    ) -> Option<bool> {
+        let wanted = self.swap.pass_over(&region.mm, chunk, present);
+        let wanted = if region.mm.space.is_guarded(chunk) {
+            let wanted = if unshares { present } else { wanted };
+            self.of_guarded(region, chunk, wanted, unshares)
+        } else {
+            wanted
+        };
+        if wanted == 0 {
+            return None;
+        }
+        let staged = self.stage(region, chunk, wanted);
+        // What would not go, since the system uses it, is not asked again at once.
+        let refused = wanted & self.swap.present(&region.mm, chunk);
+        if refused != 0 && staged != Err(StageError::AreaFull) {
+            self.swap.leave_alone(&region.mm, chunk, refused, SKIPS);
+        }
+        match staged {
+            Ok(_) => Some(true),
+            Err(StageError::NothingToDo) => None,
+            Err(StageError::AreaFull | StageError::NoFrames) => Some(false),
+        }
     }
 
     /// What of the `wanted` pages of a guarded chunk may leave: all, if `unshares`, or those that nobody else has any more, where

@@ -28,6 +28,7 @@
 
 mod budget;
 mod crew;
+mod cyclic;
 mod density;
 mod effort;
 mod engine;

@@ -61,8 +61,15 @@ impl Inactive {
         (blocks_for(limit) / 16).clamp(1, 1024)
     }
 
-    fn is_long(&self) -> bool {
-        self.blocks.len() >= self.target
+    /// Whether its oldest block may leave. Under cyclic access next to nothing is touched there: then a part will do.
+    fn is_long(&self, is_cyclic: bool) -> bool {
+        const PART: usize = 4;
+        let target = if is_cyclic {
+            self.target.div_ceil(PART)
+        } else {
+            self.target
+        };
+        self.blocks.len() >= target
     }
 
     pub(crate) fn new(capacity: usize, target: usize) -> Self {
@@ -103,11 +110,12 @@ impl Shared {
         let Some(_working) = self.start_work() else {
             return Step::OthersAtWork;
         };
-        let was_long = self.inactive().is_long();
+        let is_cyclic = self.cyclic.is_on();
+        let was_long = self.inactive().is_long(is_cyclic);
         let staged = !was_long && self.stage_next();
         let (oldest, is_long) = {
             let mut inactive = self.inactive();
-            let is_long = inactive.is_long();
+            let is_long = inactive.is_long(is_cyclic);
             let take = is_long || !staged;
             let oldest = take.then(|| inactive.blocks.pop_front()).flatten();
             (oldest, is_long)
@@ -141,6 +149,8 @@ impl Shared {
         debug_assert!(!region.mm.space.is_window() || Moving::is_mover());
         let staged = self.swap.stage(&region.mm, chunk, wanted)?;
         self.budget.uncharge(u64::from(staged.mask.count_ones()));
+        let left = self.counters.pages_out.load(Ordering::Relaxed);
+        region.departures.note(chunk, staged.mask, left);
         self.queue(region.number, chunk, staged);
         Ok(staged.mask.count_ones() as usize)
     }

@@ -1,16 +1,18 @@
 //! Resolving one fault: its pages are charged, the protocol brings them in, and what stood in the way is tried again.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use userswap_core::device::PAGE_SIZE;
 use userswap_core::page_table::{CHUNK_PAGES, PteState};
 use userswap_core::space::SpaceError;
-use userswap_core::{Access, FaultError, Mm};
+use userswap_core::{Access, FaultError, Source, mask};
 use userswap_sys::timing::now_ns;
 
+use crate::cyclic::Arrival;
 use crate::moving::Moving;
 use crate::shared::{RegionMemory, Shared};
-use crate::space::RealSpace;
+use crate::spec::Policy;
 
 /// How often a fault makes room when the system has no memory for its page.
 const NO_MEMORY_TRIES: u32 = 64;
@@ -91,10 +93,11 @@ impl Shared {
         // The first time somebody else is at work on the page there may be something better to do than
         // to wait for him.
         let mut wait = false;
-        let swapped = region.is_swapped(page);
+        let source = self.swap.source(mm, page);
+        let swapped = matches!(source, Source::Staged | Source::Device);
         loop {
             // Who waits for somebody else's page must not take a window out of the limit meanwhile.
-            let max_pages = if wait { 1 } else { self.window(mm, page) };
+            let max_pages = if wait { 1 } else { self.window(region, page) };
             stalled_ns += self.charge(max_pages as u64);
             let fault = self.swap.fault(
                 mm,
@@ -117,6 +120,7 @@ impl Shared {
                 Ok(mapped) => {
                     let ns = now_ns() - start;
                     self.counters.fault(mapped, waits, ns, stalled_ns);
+                    self.note_arrival(region, page, source, mapped);
                     if swapped && mapped >= CHUNK_PAGES / 2 {
                         let slow = (ns - stalled_ns) / mapped as u64 > HELP_WORTH_NS;
                         if region.stream.note(page / CHUNK_PAGES) && slow {
@@ -145,9 +149,11 @@ impl Shared {
     }
 
     /// Tries to bring `page` and its neighbours in before they are needed.
-    pub(crate) fn bring_ahead(&self, mm: &Mm<RealSpace>, page: usize) {
+    pub(crate) fn bring_ahead(&self, region: &RegionMemory, page: usize) {
+        let mm = &region.mm;
         debug_assert!(!mm.space.is_window() || Moving::is_mover());
-        let max_pages = self.window(mm, page);
+        let source = self.swap.source(mm, page);
+        let max_pages = self.window(region, page);
         self.charge(max_pages as u64);
         let access = Access {
             page,
@@ -158,19 +164,45 @@ impl Shared {
         let mapped = self.swap.fault(mm, access).unwrap_or(0);
         self.budget.uncharge((max_pages - mapped) as u64);
         self.counters.ahead(mapped);
+        self.note_arrival(region, page, source, mapped);
+    }
+
+    /// A fault on `page`, found in `source`, has mapped so many pages, neighbours included.
+    fn note_arrival(&self, region: &RegionMemory, page: usize, source: Source, mapped: usize) {
+        if mapped == 0
+            || self.policy != Policy::Recency
+            || !matches!(source, Source::Staged | Source::Device)
+        {
+            return;
+        }
+        let (chunk, index) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
+        // Windows are aligned. Where some of one were there before, they are taken for arrivals, or others are not.
+        let window = mapped.next_power_of_two().min(CHUNK_PAGES);
+        let arrival = Arrival {
+            region: region.number,
+            chunk,
+            pages: mask::run(index & !(window - 1), window),
+        };
+        self.cyclic.note(
+            &region.departures,
+            arrival,
+            source == Source::Device,
+            self.counters.pages_out.load(Ordering::Relaxed),
+            self.room_pages(),
+        );
     }
 
     /// How many pages a fault on `page` may map: fewer where so little memory is left for pages that a full window would
     /// be a large part of it.
-    fn window(&self, mm: &Mm<RealSpace>, page: usize) -> usize {
-        let room = self.room_pages();
+    fn window(&self, region: &RegionMemory, page: usize) -> usize {
+        let (mm, room) = (&region.mm, self.room_pages());
         mm.note_room(room);
         self.swap.fault_around(mm, page).min((room / 32).max(1))
     }
 
     /// How many pages memory holds, staged ones included: what the limit leaves beside the store and the rest, or what is
     /// there now where that is more.
-    fn room_pages(&self) -> usize {
+    pub(crate) fn room_pages(&self) -> usize {
         let Some(limit) = self.budget.limit() else {
             return usize::MAX;
         };
@@ -205,7 +237,7 @@ mod tests {
         assert!(store > LIMIT / 2, "{store}");
         assert!(room <= (LIMIT - store) / PAGE_SIZE + 64, "{room}, {store}");
         assert_eq!(shared.swap.fault_around(&memory.mm, 0), 64);
-        let window = shared.window(&memory.mm, 0);
+        let window = shared.window(&memory, 0);
         assert!(
             window < 64 && window.abs_diff(room / 32) <= 2,
             "{window} of {room}"

@@ -11,6 +11,7 @@ use userswap_sys::{futex, own};
 
 use crate::budget::{Budget, Level, Whole};
 use crate::crew::HelpWanted;
+use crate::cyclic::{Cyclic, Departures};
 use crate::density::Density;
 use crate::frames::FramePool;
 use crate::guard::Known;
@@ -33,6 +34,7 @@ pub(crate) struct RegionMemory {
     /// Entered by helpers that bring pages in; closed before the region's pages are dropped.
     pub(crate) gate: Gate,
     pub(crate) stream: Stream,
+    pub(crate) departures: Departures,
     /// The page + 1 whose failure was last delivered as SIGBUS, in thread mode; 0: none.
     pub(crate) delivered: AtomicUsize,
     pub(crate) shared: Arc<Shared>,
@@ -48,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget,
     pub(crate) counters: Counters,
     pub(crate) density: Density,
+    pub(crate) cyclic: Cyclic,
     /// How faults reached it at first: it goes over from inline to threads at most.
     pub(crate) first_mode: FaultMode,
     pub(crate) in_threads: AtomicBool,
@@ -221,6 +224,7 @@ impl RegionMemory {
         Self {
             // Relaxed: only distinctness matters.
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            departures: Departures::new(mm.table.chunks()),
             mm,
             gate: Gate::default(),
             stream: Stream::default(),

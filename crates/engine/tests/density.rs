@@ -72,7 +72,7 @@ fn pages_of_a_walk_are_stored_fast() {
         return;
     };
     let region = filled(&engine);
-    for _ in 0..8 {
+    for _ in 0..16 {
         (0..PAGES).for_each(|page| check(&region, page));
     }
     let stats = engine.stats();
