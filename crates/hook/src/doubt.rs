@@ -103,7 +103,8 @@ impl<'i, 'a> Stretches<'i, 'a> {
                         .get_or_insert_with(|| self.known(&named))
                         .contains(&hit)
                 };
-                run.contains(&hit) && (!self.image.is_old_way(hit) || is_known())
+                let is_doubtful = self.image.is_old_way(hit) || ends_a_table(self.image, hit);
+                run.contains(&hit) && (!is_doubtful || is_known())
             }));
         }
         found
@@ -150,8 +151,9 @@ impl<'i, 'a> Stretches<'i, 'a> {
     /// The system calls that control comes to for all that is known: where the stretches are entered from outside it is from
     /// instructions of functions, not from bytes that look like one.
     ///
-    /// What calls the system by its old ways (`int 0x80`), which in 64-bit code is next to nothing, counts only so: two bytes are
-    /// too common in data among code, and bytes that look like jumps lead everywhere in long stretches.
+    /// What calls the system by its old ways (`int 0x80`), which in 64-bit code is next to nothing, counts only so, and what would
+    /// be the end of a table: two bytes are too common in data among code, and bytes that look like jumps lead everywhere in long
+    /// stretches.
     fn known(&self, named: &[u64]) -> BTreeSet<u64> {
         let mut starts = self.named_by_functions();
         starts.extend(named);
@@ -187,6 +189,19 @@ fn goes_on(image: &Image<'_>, hit: u64) -> bool {
     behind
         .find(|next| next.is_invalid() || next.flow_control() != FlowControl::Next)
         .is_some_and(|end| !end.is_invalid())
+}
+
+/// Whether the two bytes at `hit` are the last of what looks like a table of GHC's: one of 16 bytes is in front of each function, and
+/// ends with a distance, which may be any. Before it are the function's kind and, before that, a number below 2^40, both words
+/// of 4 bytes: with so many zeros they are no instructions.
+fn ends_a_table(image: &Image<'_>, hit: u64) -> bool {
+    const ALIGNED: u64 = 8;
+    const BEFORE: u64 = 9;
+    const KINDS: std::ops::Range<u8> = 1..64;
+    let table = hit.checked_sub(BEFORE).and_then(|at| image.bytes_at(at));
+    let words = table.and_then(|bytes| bytes.first_chunk());
+    (hit + 2).is_multiple_of(ALIGNED)
+        && matches!(words, Some([0, 0, 0, kind, 0, 0, 0]) if KINDS.contains(kind))
 }
 
 /// The system calls that control comes to from the starts, inside the range; `outside` gets where it leaves that.

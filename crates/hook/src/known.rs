@@ -36,7 +36,7 @@ const LEN: usize = 13;
 const CHECKSUM: usize = 14;
 
 /// To be changed with the rules of a plan, and with how it is kept.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 
 /// What processes share to keep plans for each other.
 #[derive(Clone, Debug)]
