@@ -190,7 +190,7 @@ fn libraries_are_loaded_with_little() {
         return;
     }
     let program = compiled("loads");
-    for how in ["writes", "locks", "stack"] {
+    for how in ["writes", "locks", "stack", "answers"] {
         let native = std::process::Command::new(&program).arg(how).output();
         let limited = userswap(&["run", "--limit", "64M", "--", &program, how]).output();
         let (native, limited) = (native.expect("it runs"), limited.expect("userswap runs"));

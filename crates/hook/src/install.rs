@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use userswap_sys::PAGE_SIZE;
+use userswap_sys::signals::Blocked;
 
 /// Why the hook could not be installed. Nothing has been changed then.
 #[derive(Debug, thiserror::Error)]
@@ -368,18 +369,11 @@ fn note(library: &mut Library, plan: &Plan) {
     library.uncovered.extend(&plan.doubtful);
 }
 
-/// Runs with every signal blocked on this thread.
+/// Runs with no signal on this thread that can wait. The others are crashes, and SIGSYS: a program that filters its system calls may
+/// answer those of ours so, and is ended where it cannot.
 fn without_signals<T>(run: impl FnOnce() -> T) -> T {
-    // SAFETY: plain calls on sets of our own.
-    unsafe {
-        let mut all = std::mem::zeroed();
-        let mut old = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
-        let out = run();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
-        out
-    }
+    let _blocked = Blocked::new();
+    run()
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ pub(crate) fn start() {
                 ..action
             };
             // SAFETY: the action that the signal has, but for its mask.
-            unsafe { kernel::set_action(signal, &without) };
+            let _ = unsafe { kernel::set_action(signal, &without) };
         }
     }
 }

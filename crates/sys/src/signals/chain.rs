@@ -98,7 +98,7 @@ pub fn chain(fault: Fault<'_>) {
 fn die(fault: Fault<'_>) {
     // By the raw call: a program's interposed `sigaction` would only note down what it is told, and so would we.
     // SAFETY: the default action involves no code of ours.
-    unsafe { kernel::set_action(libc::SIGBUS, &Action::DEFAULT) };
+    let _ = unsafe { kernel::set_action(libc::SIGBUS, &Action::DEFAULT) };
     if fault.is_synchronous() {
         return;
     }

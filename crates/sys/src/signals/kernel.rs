@@ -3,6 +3,8 @@
 use std::ffi::c_int;
 use std::mem;
 
+use crate::Errno;
+
 /// The length of the kernel's signal mask, which the calls ask for.
 const MASK_LEN: usize = 8;
 
@@ -127,24 +129,67 @@ pub fn action(signal: c_int) -> Action {
     found
 }
 
-/// Sets a signal's action. Returns the kernel's answer.
+/// Sets a signal's action. Returns the one before.
+///
+/// # Errors
+/// What the kernel said.
 ///
 /// # Safety
 /// Its handler, if it has one, is good for that signal.
-pub unsafe fn set_action(signal: c_int, action: &Action) -> isize {
-    // SAFETY: the caller's part; it has the kernel's layout.
-    unsafe {
+pub unsafe fn set_action(signal: c_int, action: &Action) -> Result<Action, Errno> {
+    let mut before = Action::DEFAULT;
+    let new = std::ptr::from_ref(action) as usize;
+    // SAFETY: the caller's part; both have the kernel's layout.
+    let answer = unsafe {
         call(
             libc::SYS_rt_sigaction,
-            [
-                signal as usize,
-                std::ptr::from_ref(action) as usize,
-                0,
-                MASK_LEN,
-            ],
+            [signal as usize, new, &raw mut before as usize, MASK_LEN],
         )
+    };
+    match answer {
+        0 => Ok(before),
+        error => Err(Errno::from_raw_os_error(-error as i32)),
     }
 }
+
+/// What a handler of ours returns to: the call that ends a signal. The kernel of x86-64 wants it from whoever sets an action, as libc
+/// does.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn with_restorer(action: Action) -> Action {
+    unsafe extern "C" {
+        fn userswap_signal_return();
+    }
+    Action {
+        flags: action.flags | SA_RESTORER,
+        restorer: userswap_signal_return as *const () as usize,
+        ..action
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn with_restorer(action: Action) -> Action {
+    action
+}
+
+#[cfg(target_arch = "x86_64")]
+const SA_RESTORER: u64 = 0x0400_0000;
+
+// Debuggers and unwinders know the frame of a signal by these very instructions where nothing describes them; they look at the byte
+// before, too.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    ".text",
+    ".p2align 4",
+    "nop",
+    ".globl userswap_signal_return",
+    ".hidden userswap_signal_return",
+    ".type userswap_signal_return, @function",
+    "userswap_signal_return:",
+    "mov rax, {call}",
+    "syscall",
+    ".size userswap_signal_return, . - userswap_signal_return",
+    call = const libc::SYS_rt_sigreturn,
+);
 
 #[cfg(test)]
 mod tests {

@@ -25,6 +25,7 @@ pub use fault::Fault;
 pub use stderr::stderr_line;
 
 use crate::Errno;
+use kernel::Action;
 
 /// What a handler made of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,16 +122,14 @@ fn take_over(stack: Stack) -> Result<(), Errno> {
     // The earlier handler is known before ours is in force: a fault in between finds it.
     let found = current_action();
     chain::remember(&found);
-    let ours = action(&found, stack);
-    // SAFETY: `sigaction` is plain data, for which zeros are a value.
-    let mut replaced: libc::sigaction = unsafe { mem::zeroed() };
-    // SAFETY: both point to a sigaction for the length of the call; `entry` keeps to what a handler may do.
-    if unsafe { libc::sigaction(libc::SIGBUS, &ours, &mut replaced) } != 0 {
-        return Err(last_errno());
-    }
-    if replaced.sa_sigaction != found.sa_sigaction {
+    let ours = kernel::with_restorer(Action::from_libc(&action(&found, stack)));
+    // Past libc: programs put functions of their own in its place, and what those wait for a thread of the program may hold that
+    // waits for them (Firefox: a lock of the dynamic linker's).
+    // SAFETY: `entry` keeps to what a handler may do.
+    let replaced = unsafe { kernel::set_action(libc::SIGBUS, &ours) }?;
+    if replaced.handler != found.sa_sigaction {
         // Another thread installed its own in between; that one is the earlier handler.
-        chain::remember(&replaced);
+        chain::remember(&replaced.to_libc());
     }
     Ok(())
 }
@@ -208,8 +207,4 @@ fn unblockable() -> u64 {
         .into_iter()
         .chain([libc::SIGBUS, libc::SIGSYS])
         .fold(0, |mask, signal| mask | 1 << (signal - 1))
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
