@@ -27,6 +27,9 @@ const LEAST: u64 = 1 << 20;
 /// Between two looks while the process is over its limit.
 const LEAST_PAUSE: Duration = Duration::from_millis(2);
 
+/// The process is far over its limit by one part in so many of it: more than a twentieth is not held.
+const FAR_OVER: u64 = 32;
+
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -70,8 +73,10 @@ impl Files {
         if self.unable || resident < limit - limit / 8 || files < self.left + LEAST {
             return false;
         }
-        // Over the limit there is little time to lose.
-        let rest = if resident > limit {
+        // Over the limit there is little time to lose, and none where it is soon no longer held.
+        let rest = if resident > limit + limit / FAR_OVER {
+            Duration::ZERO
+        } else if resident > limit {
             LEAST_PAUSE
         } else {
             self.pause
@@ -130,9 +135,9 @@ impl Files {
         };
         kept::PAGES.with(|pagemap| {
             maps::of_files(&text, is_known, |range| {
-                let looked = pagemap::file_pages(pagemap.as_fd(), &range, |pages| {
-                    // SAFETY: pages that are a file's, in a mapping that cannot be written or is shared with the file: they
-                    // hold what the file holds, and the system reads them again. The caller keeps both from changing.
+                let looked = pagemap::unchanged(pagemap.as_fd(), &range, |pages| {
+                    // SAFETY: none that is in memory has been changed, in a mapping that cannot be written or is shared with the
+                    // file: they hold what the file holds, and the system reads them again. The caller keeps both from changing.
                     // Refused where the program has them locked.
                     let _ = unsafe {
                         madvise(pages.start as *mut _, pages.len(), Advice::LinuxDontNeed)
