@@ -30,6 +30,9 @@ const LEAST_PAUSE: Duration = Duration::from_millis(2);
 /// The process is far over its limit by one part in so many of it: more than a twentieth is not held.
 const FAR_OVER: u64 = 32;
 
+/// How long it takes to drop what there is.
+const SOON: Duration = Duration::from_millis(4);
+
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -44,6 +47,8 @@ pub(crate) struct Files {
     /// Bytes that were left, and that went, the last time.
     left: u64,
     went: u64,
+    /// When it was last looked, and how many bytes there were.
+    seen: Option<(Instant, u64)>,
     /// The system cannot tell which pages are a file's.
     unable: bool,
     /// Files that have been asked about, as the list of mappings has them: whether each is on a disk.
@@ -59,6 +64,7 @@ impl Files {
             pause: SHORTEST,
             left: 0,
             went: 0,
+            seen: None,
             unable: false,
             known: BTreeMap::new(),
             unknown: Vec::new(),
@@ -70,13 +76,14 @@ impl Files {
         let Some((resident, files)) = kept::resident_and_file_bytes() else {
             return false;
         };
-        if self.unable || resident < limit - limit / 8 || files < self.left + LEAST {
+        let soon = resident + self.growth(files);
+        if self.unable || soon < limit - limit / 8 || files < self.left + LEAST {
             return false;
         }
         // Over the limit there is little time to lose, and none where it is soon no longer held.
-        let rest = if resident > limit + limit / FAR_OVER {
+        let rest = if soon > limit + limit / FAR_OVER {
             Duration::ZERO
-        } else if resident > limit {
+        } else if soon > limit {
             LEAST_PAUSE
         } else {
             self.pause
@@ -94,9 +101,21 @@ impl Files {
         let able = process.while_steady(|| while_code_stays(|| self.drop_unchanged()));
         self.unable = !able;
         self.left = kept::resident_and_file_bytes().map_or(files, |(_, files)| files);
+        self.seen = Some((Instant::now(), self.left));
         self.went = files.saturating_sub(self.left);
         self.dropped_at = Some(Instant::now());
         true
+    }
+
+    /// By how many bytes there will be more, at the pace of late, when what is dropped now is gone. There are `files` now.
+    fn growth(&mut self, files: u64) -> u64 {
+        let (at, before) = self
+            .seen
+            .replace((Instant::now(), files))
+            .unwrap_or((Instant::now(), files));
+        let passed = at.elapsed().max(SOON / 16).as_nanos();
+        let grown = u128::from(files.saturating_sub(before));
+        (grown * SOON.as_nanos() / passed) as u64
     }
 
     /// Whether [`Files::press`] met files that it did not know, and left.
