@@ -21,10 +21,14 @@ pub(crate) const HAND_EVERY: u32 = 7;
 
 /// Arrivals are this part of what memory holds when they leave: walks that run beside each other are not in each other's way, and
 /// what is read ahead is used before.
-const STAY: usize = 32;
+const STAY: usize = 8;
 
-/// Chunks that are noted as arrivals at most.
-const MOST: usize = 512;
+/// Arrivals that are noted at most, where memory is large, and at least.
+const MOST: usize = 1 << 14;
+const LEAST: usize = 64;
+
+/// Under cyclic access so many of the latest arrivals are looked at whether they are of the same chunk.
+const LOOKS_BACK: usize = 64;
 
 /// Distances that are averaged.
 const AVERAGED: u32 = 32;
@@ -43,6 +47,10 @@ pub(crate) struct Departures(Box<[AtomicU32]>);
 impl Departures {
     /// No page has left memory yet.
     const NONE: u32 = 0;
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.0)
+    }
 
     pub(crate) fn new(chunks: usize) -> Self {
         Self((0..chunks).map(|_| AtomicU32::new(Self::NONE)).collect())
@@ -67,7 +75,9 @@ impl Departures {
             return None;
         }
         let then = self.0[chunk].swap(Self::NONE, Ordering::Relaxed);
-        (then != Self::NONE).then(|| (left as u32).wrapping_sub(then))
+        // Less than none where it has left again meanwhile.
+        let distance = (left as u32).wrapping_sub(then);
+        (then != Self::NONE && distance <= i32::MAX as u32).then_some(distance)
     }
 }
 
@@ -105,13 +115,27 @@ pub(crate) struct Arrival {
 /// What has been read, oldest first.
 #[derive(Debug)]
 struct Arrivals {
-    /// Room for all: a push does not allocate.
+    /// A push does not allocate: there is room for `most`.
     queue: VecDeque<Arrival>,
+    most: usize,
     /// Pages in it.
     pages: usize,
 }
 
 impl Arrivals {
+    fn new(most: usize) -> Self {
+        Self {
+            queue: VecDeque::with_capacity(most),
+            most,
+            pages: 0,
+        }
+    }
+
+    /// Whether its oldest may leave, where memory holds `room` pages.
+    fn is_long(&self, room: usize) -> bool {
+        self.pages > stay(room) || self.queue.len() > self.most / 2
+    }
+
     fn push(&mut self, arrival: Arrival, looks_back: usize) {
         let of_chunk =
             |noted: &&mut Arrival| (noted.region, noted.chunk) == (arrival.region, arrival.chunk);
@@ -122,7 +146,7 @@ impl Arrivals {
             self.pages += fresh.count_ones() as usize;
             return;
         }
-        if self.queue.len() >= MOST {
+        if self.queue.len() >= self.most {
             self.pop();
         }
         self.queue.push_back(arrival);
@@ -139,17 +163,14 @@ impl Arrivals {
 /// Whether access is cyclic, and what leaves then.
 #[derive(Debug)]
 pub(crate) struct Cyclic {
-    /// Under no lock of the protocol, and none is taken under it.
     state: Mutex<(Distances, Arrivals)>,
     is_on: AtomicBool,
 }
 
 impl Cyclic {
-    pub(crate) fn new() -> Self {
-        let arrivals = Arrivals {
-            queue: VecDeque::with_capacity(MOST),
-            pages: 0,
-        };
+    /// For memory that holds so many chunks.
+    pub(crate) fn new(chunks: usize) -> Self {
+        let arrivals = Arrivals::new((chunks / 4).clamp(LEAST, MOST));
         Self {
             state: Mutex::new((Distances::default(), arrivals)),
             is_on: AtomicBool::new(false),
@@ -187,11 +208,9 @@ impl Cyclic {
             let is_on = distances.note(distance, was_on);
             self.is_on.store(is_on, Ordering::Relaxed);
         }
-        arrivals.push(arrival, if was_on { MOST } else { 1 });
-        if !was_on {
-            while arrivals.pages > stay(room) {
-                arrivals.pop();
-            }
+        arrivals.push(arrival, if was_on { LOOKS_BACK } else { 1 });
+        while !was_on && arrivals.is_long(room) {
+            arrivals.pop();
         }
     }
 
@@ -202,9 +221,7 @@ impl Cyclic {
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let arrivals = &mut state.1;
-        (arrivals.pages > stay(room))
-            .then(|| arrivals.pop())
-            .flatten()
+        arrivals.is_long(room).then(|| arrivals.pop()).flatten()
     }
 }
 
@@ -267,24 +284,23 @@ mod tests {
             chunk,
             pages,
         };
-        let mut arrivals = Arrivals {
-            queue: VecDeque::with_capacity(MOST),
-            pages: 0,
-        };
+        let mut arrivals = Arrivals::new(LEAST);
         arrivals.push(arrival(1, 0b011), 1);
         arrivals.push(arrival(1, 0b110), 1);
         arrivals.push(arrival(2, 0b1), 1);
         arrivals.push(arrival(1, 0b1000), 1);
-        arrivals.push(arrival(2, 0b10), MOST);
+        arrivals.push(arrival(2, 0b10), LOOKS_BACK);
         assert_eq!(arrivals.pages, 6);
         assert_eq!(arrivals.pop(), Some(arrival(1, 0b111)));
         assert_eq!(arrivals.pop(), Some(arrival(2, 0b11)));
         assert_eq!(arrivals.pop(), Some(arrival(1, 0b1000)));
         assert_eq!((arrivals.pop(), arrivals.pages), (None, 0));
-        for chunk in 0..2 * MOST {
+        for chunk in 0..2 * LEAST {
             arrivals.push(arrival(chunk, 1), 1);
         }
-        assert_eq!((arrivals.queue.len(), arrivals.pages), (MOST, MOST));
+        assert_eq!((arrivals.queue.len(), arrivals.pages), (LEAST, LEAST));
+        // However much memory holds.
+        assert!(arrivals.is_long(usize::MAX));
     }
 
     #[test]
@@ -297,6 +313,8 @@ mod tests {
         assert_eq!(departures.take(2, !watched, 50), None);
         assert_eq!(departures.take(2, watched, 50), Some(45));
         assert_eq!(departures.take(2, watched, 60), None, "once");
+        departures.note(2, watched, 70);
+        assert_eq!(departures.take(2, watched, 60), None, "it left meanwhile");
     }
 
     const LIMIT: usize = 24 << 20;

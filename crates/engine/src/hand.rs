@@ -10,7 +10,7 @@ use crate::cyclic::{Arrival, HAND_EVERY};
 use crate::shared::{RegionMemory, Shared};
 use crate::spec::Policy;
 
-/// Passes of the clock hand for which a page that did not compress is left alone.
+/// How often a page that did not compress is passed over.
 pub(crate) const SKIPS: u64 = 15;
 
 /// One chunk in so many may be one that other processes share since a fork, as long as there are others. To take it out it is

@@ -61,15 +61,8 @@ impl Inactive {
         (blocks_for(limit) / 16).clamp(1, 1024)
     }
 
-    /// Whether its oldest block may leave. Under cyclic access next to nothing is touched there: then a part will do.
-    fn is_long(&self, is_cyclic: bool) -> bool {
-        const PART: usize = 4;
-        let target = if is_cyclic {
-            self.target.div_ceil(PART)
-        } else {
-            self.target
-        };
-        self.blocks.len() >= target
+    fn is_long(&self) -> bool {
+        self.blocks.len() >= self.target
     }
 
     pub(crate) fn new(capacity: usize, target: usize) -> Self {
@@ -110,12 +103,11 @@ impl Shared {
         let Some(_working) = self.start_work() else {
             return Step::OthersAtWork;
         };
-        let is_cyclic = self.cyclic.is_on();
-        let was_long = self.inactive().is_long(is_cyclic);
+        let was_long = self.inactive().is_long();
         let staged = !was_long && self.stage_next();
         let (oldest, is_long) = {
             let mut inactive = self.inactive();
-            let is_long = inactive.is_long(is_cyclic);
+            let is_long = inactive.is_long();
             let take = is_long || !staged;
             let oldest = take.then(|| inactive.blocks.pop_front()).flatten();
             (oldest, is_long)

@@ -70,9 +70,8 @@ impl Region {
         // accessed any more when it is being dropped.
         let registration = unsafe { registry::register(Arc::as_ptr(&memory), base, len) }
             .ok_or(Error::TooManyRegions(registry::ROWS))?;
-        shared
-            .budget
-            .add_tables(memory.mm.table.memory_bytes() as u64);
+        let tables = memory.mm.table.memory_bytes() + memory.departures.memory_bytes();
+        shared.budget.add_tables(tables as u64);
         drop(blocked);
         Ok(Self {
             memory,

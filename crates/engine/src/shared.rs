@@ -43,7 +43,7 @@ pub(crate) struct RegionMemory {
 /// The state of an engine. Everything the fault path needs is here and allocated.
 ///
 /// Lock order, before any lock of the protocol: `moving`, then `regions` (read by reclaim, written only to add and
-/// remove a region), then `hand` or `inactive`, never both. None but `moving` is held while a region's memory is
+/// remove a region), then `hand`, `inactive` or the one in `cyclic`, one of them only. None but `moving` is held while a region's memory is
 /// touched, because it never is.
 pub(crate) struct Shared {
     pub(crate) swap: Swap<Arc<FramePool>>,

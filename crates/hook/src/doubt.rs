@@ -103,7 +103,8 @@ impl<'i, 'a> Stretches<'i, 'a> {
                         .get_or_insert_with(|| self.known(&named))
                         .contains(&hit)
                 };
-                let is_doubtful = self.image.is_old_way(hit) || ends_a_table(self.image, hit);
+                let is_doubtful = self.image.is_old_way(hit)
+                    || !self.image.is_described(hit) && ends_a_table(self.image, hit);
                 run.contains(&hit) && (!is_doubtful || is_known())
             }));
         }
@@ -191,17 +192,17 @@ fn goes_on(image: &Image<'_>, hit: u64) -> bool {
         .is_some_and(|end| !end.is_invalid())
 }
 
-/// Whether the two bytes at `hit` are the last of what looks like a table of GHC's: one of 16 bytes is in front of each function, and
-/// ends with a distance, which may be any. Before it are the function's kind and, before that, a number below 2^40, both words
-/// of 4 bytes: with so many zeros they are no instructions.
+/// Whether the two bytes at `hit` are the last of what looks like a table of GHC's. One of 16 bytes is in front of each function: two
+/// small numbers, the function's kind, and a distance, which may be any, in 4 bytes each. Where the kind would be part of an
+/// instruction, one of the bytes before it that have to be zero would say which, and not be zero.
 fn ends_a_table(image: &Image<'_>, hit: u64) -> bool {
     const ALIGNED: u64 = 8;
-    const BEFORE: u64 = 9;
-    const KINDS: std::ops::Range<u8> = 1..64;
+    const BEFORE: u64 = 11;
+    const KINDS: Range<u8> = 1..64;
     let table = hit.checked_sub(BEFORE).and_then(|at| image.bytes_at(at));
-    let words = table.and_then(|bytes| bytes.first_chunk());
+    let bytes = table.and_then(|bytes| bytes.first_chunk());
     (hit + 2).is_multiple_of(ALIGNED)
-        && matches!(words, Some([0, 0, 0, kind, 0, 0, 0]) if KINDS.contains(kind))
+        && matches!(bytes, Some([0, _, 0, 0, 0, kind, 0, 0, 0]) if KINDS.contains(kind))
 }
 
 /// The system calls that control comes to from the starts, inside the range; `outside` gets where it leaves that.

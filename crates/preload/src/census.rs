@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, CWD};
 use userswap_hook::Call;
 use userswap_sys::own;
 
-use crate::{kept, memory};
+use crate::{kept, memory, raw};
 
 /// The calls that tell how many.
 const CALLS: [c_long; 3] = [libc::SYS_stat, libc::SYS_newfstatat, libc::SYS_statx];
@@ -84,9 +84,10 @@ fn with_own_threads(make: impl Fn() -> isize) -> (isize, u64) {
         let before = own::threads();
         let result = make();
         match before {
+            _ if result != 0 => return (result, 0),
             Some(ours) if own::threads() == before => return (result, ours as u64),
             _ if since.elapsed() > WAIT => return (result, 0),
-            _ => std::thread::sleep(LOOK),
+            _ => raw::sleep(LOOK),
         }
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Files {
     went: u64,
     /// When it was last looked, and how many bytes there were.
     seen: Option<(Instant, u64)>,
+    /// The process was over its limit after the last drop.
+    in_vain: bool,
     /// The system cannot tell which pages are a file's.
     unable: bool,
     /// Files that have been asked about, as the list of mappings has them: whether each is on a disk.
@@ -65,6 +67,7 @@ impl Files {
             left: 0,
             went: 0,
             seen: None,
+            in_vain: false,
             unable: false,
             known: BTreeMap::new(),
             unknown: Vec::new(),
@@ -76,12 +79,12 @@ impl Files {
         let Some((resident, files)) = kept::resident_and_file_bytes() else {
             return false;
         };
-        let soon = resident + self.growth(files);
+        let soon = resident + self.comes_soon(files);
         if self.unable || soon < limit - limit / 8 || files < self.left + LEAST {
             return false;
         }
         // Over the limit there is little time to lose, and none where it is soon no longer held.
-        let rest = if soon > limit + limit / FAR_OVER {
+        let rest = if resident > limit + limit / FAR_OVER && !self.in_vain {
             Duration::ZERO
         } else if soon > limit {
             LEAST_PAUSE
@@ -100,22 +103,20 @@ impl Files {
         };
         let able = process.while_steady(|| while_code_stays(|| self.drop_unchanged()));
         self.unable = !able;
-        self.left = kept::resident_and_file_bytes().map_or(files, |(_, files)| files);
+        let (resident, left) = kept::resident_and_file_bytes().unwrap_or((resident, files));
+        (self.left, self.in_vain) = (left, resident > limit);
         self.seen = Some((Instant::now(), self.left));
         self.went = files.saturating_sub(self.left);
         self.dropped_at = Some(Instant::now());
         true
     }
 
-    /// By how many bytes there will be more, at the pace of late, when what is dropped now is gone. There are `files` now.
-    fn growth(&mut self, files: u64) -> u64 {
-        let (at, before) = self
-            .seen
-            .replace((Instant::now(), files))
-            .unwrap_or((Instant::now(), files));
-        let passed = at.elapsed().max(SOON / 16).as_nanos();
-        let grown = u128::from(files.saturating_sub(before));
-        (grown * SOON.as_nanos() / passed) as u64
+    /// Bytes that come at the pace of late until what is dropped now is gone. There are `files` now.
+    fn comes_soon(&mut self, files: u64) -> u64 {
+        let seen = self.seen.replace((Instant::now(), files));
+        seen.map_or(0, |(at, before)| {
+            growth(files.saturating_sub(before), at.elapsed(), SOON)
+        })
     }
 
     /// Whether [`Files::press`] met files that it did not know, and left.
@@ -169,6 +170,13 @@ impl Files {
     }
 }
 
+/// What comes in `soon`, where `grown` bytes came in `passed`: no more than a few times as much, as what comes at once may be all.
+fn growth(grown: u64, passed: Duration, soon: Duration) -> u64 {
+    const MOST: u32 = 4;
+    let passed = passed.max(soon / MOST).as_nanos();
+    (u128::from(grown) * soon.as_nanos() / passed) as u64
+}
+
 /// Whether `file` is a regular file on a disk, and still what its path leads to: one in memory would only seem to leave it, and
 /// what a device maps may not come back.
 fn is_on_disk(file: &str) -> bool {
@@ -181,4 +189,18 @@ fn is_on_disk(file: &str) -> bool {
     let is_the_file =
         std::fs::metadata(path).is_ok_and(|file| file.is_file() && inode == file.ino());
     is_the_file && rustix::fs::statfs(path).is_ok_and(|system| !IN_MEMORY.contains(&system.f_type))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_soon_is_what_came_of_late() {
+        let ms = Duration::from_millis;
+        assert_eq!(growth(8 << 20, ms(2), ms(4)), 16 << 20);
+        assert_eq!(growth(800, ms(400), ms(4)), 8);
+        assert_eq!(growth(8 << 20, Duration::ZERO, ms(4)), 32 << 20);
+        assert_eq!(growth(0, ms(1), ms(4)), 0);
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use userswap::{Engine, FaultMode, Process};
 use userswap_hook::Bypass;
 use userswap_sys::signals::{self, Blocked, stderr_line};
-use userswap_sys::{cpu, futex, mapping, own};
+use userswap_sys::{cpu, futex, host, mapping, own};
 
 use crate::config::Config;
 use crate::files::Files;
@@ -191,8 +191,6 @@ pub(crate) fn start(config: &'static Config) {
             std::mem::forget(Bypass::new());
             Blocked::forever();
             own::note_thread();
-            // While it waits for a CPU, nobody sees memory grow.
-            cpu::take_short_turns();
             watch(config);
         });
     if started.is_err() {
@@ -406,6 +404,10 @@ fn begin(config: &Config, limit: u64) {
         Ok(process) => process,
         Err(error) => return refuse(&error.to_string()),
     };
+    // While this thread waits for a CPU, nobody sees memory grow. A filter that the process began with could refuse it.
+    if host::seccomp() == Ok(host::Seccomp::Off) {
+        cpu::take_short_turns();
+    }
     if state::sees_all() {
         masks::note_actions();
     }

@@ -1,5 +1,7 @@
 //! System calls made as the program asked for them, past the hook.
 
+use std::time::Duration;
+
 use userswap_hook::Call;
 
 /// Makes `call`; returns the kernel's answer, an error as its negated number.
@@ -26,6 +28,17 @@ pub(crate) unsafe fn make(call: &Call) -> isize {
         );
     }
     result
+}
+
+/// Sleeps for `long`, or until a signal comes: past libc, where the end of a thread (pthread_cancel) could come in between.
+pub(crate) fn sleep(long: Duration) {
+    let wanted = libc::timespec {
+        tv_sec: long.as_secs() as libc::time_t,
+        tv_nsec: long.subsec_nanos().into(),
+    };
+    let arguments = [std::ptr::from_ref(&wanted) as usize, 0, 0, 0, 0, 0];
+    // SAFETY: only waits; the time is there meanwhile.
+    unsafe { make(&Call::new(libc::SYS_nanosleep as usize, arguments)) };
 }
 
 /// The end of the heap.
