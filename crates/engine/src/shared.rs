@@ -43,8 +43,8 @@ pub(crate) struct RegionMemory {
 /// The state of an engine. Everything the fault path needs is here and allocated.
 ///
 /// Lock order, before any lock of the protocol: `moving`, then `regions` (read by reclaim, written only to add and
-/// remove a region), then `hand`, `inactive` or the one in `cyclic`, one of them only. None but `moving` is held while a region's memory is
-/// touched, because it never is.
+/// remove a region), then `hand`, `inactive` or the one in `cyclic`, one of them only. None but `moving` is held while a
+/// region's memory is touched, because it never is.
 pub(crate) struct Shared {
     pub(crate) swap: Swap<Arc<FramePool>>,
     pub(crate) budget: Budget,
