@@ -17,7 +17,7 @@
 //! by whom the protocol says (see [`Frames`]). Mechanism: free blocks are on exactly one list, and a
 //! block goes back to its list when its last hold is dropped.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ struct Block_ {
     /// The frames that have memory. Of a staging block: changed by who moves pages there or away,
     /// each on bits of his own.
     filled: AtomicU64,
+    /// Its memory may be executed, as that of pages of code that is written.
+    executable: AtomicBool,
 }
 
 /// Free blocks. The lists have room for all blocks from the start: pushing does not allocate.
@@ -74,6 +76,8 @@ pub(crate) struct FramePool {
     scratch_most: AtomicUsize,
     /// Staging frames that have memory.
     filled: AtomicU64,
+    /// Staging may be executed where what leaves may.
+    may_be_executed: AtomicBool,
 }
 
 /// How the userfaultfd of staging is opened.
@@ -129,7 +133,13 @@ impl FramePool {
             staging_freed: Condvar::new(),
             scratch_most: AtomicUsize::new(0),
             filled: AtomicU64::new(0),
+            may_be_executed: AtomicBool::new(false),
         })
+    }
+
+    /// Pages that may be executed are to leave, too. Relaxed: one that tries before stays in memory for now.
+    pub(crate) fn allow_executable(&self) {
+        self.may_be_executed.store(true, Ordering::Relaxed);
     }
 
     /// Keeps no block for reuse from now on. Relaxed: whoever asks for this has not yet made the call that matters.
@@ -192,6 +202,27 @@ impl FramePool {
     /// A block's worth of zeros to copy from.
     pub(crate) fn zeros(&self) -> usize {
         self.mapping.base() + self.blocks.len() * BLOCK_BYTES
+    }
+
+    /// Makes an empty staging block one for pages that may be executed, or no longer: the system moves pages only between memory
+    /// of which the same may be done. `false`: it has pages, or the system does not let memory be both written and executed.
+    pub(crate) fn exchange_access(&self, block: Block) -> bool {
+        let state = &self.blocks[block as usize];
+        // Acquire: nobody has pages there, and the caller has the block.
+        let may_be = self.may_be_executed.load(Ordering::Relaxed);
+        if !may_be || self.is_scratch(block) || state.filled.load(Ordering::Acquire) != 0 {
+            return false;
+        }
+        let executable = !state.executable.load(Ordering::Relaxed);
+        let start = block as usize * BLOCK_BYTES;
+        let is_done = self
+            .mapping
+            .set_executable(start..start + BLOCK_BYTES, executable)
+            .is_ok();
+        if is_done {
+            state.executable.store(executable, Ordering::Relaxed);
+        }
+        is_done
     }
 
     /// The userfaultfd of staging.

@@ -331,12 +331,19 @@ impl AddressSpace for RealSpace {
             }
         };
         // The page that would not go is in use by the system: it stays where it is.
-        let (mut moved, mut unshared) = (0, false);
+        let (mut moved, mut unshared, mut exchanged) = (0, false, false);
         while moved < count {
             match run(count - moved, |done, rest| step(moved + done, rest)) {
                 Ok(()) => moved = count,
                 Err((done, errno)) => {
                     moved += done;
+                    if moved == 0 && errno == Errno::INVAL && !exchanged && self.is_window() {
+                        exchanged = true;
+                        // Before it has a page: it is of the other kind, perhaps.
+                        if self.frames.exchange_access(frame.block) {
+                            continue;
+                        }
+                    }
                     if self.is_window() && errno == Errno::BUSY && !unshared {
                         unshared = true;
                         // Shared with a process made by fork: left in memory, such pages would be all that the two

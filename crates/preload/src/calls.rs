@@ -156,19 +156,17 @@ impl Handlers for Calls {
         }
         match call.nr as c_long {
             libc::SYS_mmap => mapped(call, result),
-            libc::SYS_mprotect | libc::SYS_pkey_mprotect if result == 0 => {
-                let writable = libc::PROT_READ | libc::PROT_WRITE;
-                if call.args[2] as c_int == writable {
-                    // Of what kind other memory is cannot be told from here.
-                    let pages = range(call.args[0], call.args[1]);
-                    let is_ours = RESERVED.covers(&pages);
-                    match state::engine() {
-                        Some(process) if is_ours => {
-                            process.take_on(|found| found(pages));
-                        }
-                        Some(_) => monitor::search_later(pages.len()),
-                        None => monitor::grew(pages.len()),
+            libc::SYS_mprotect | libc::SYS_pkey_mprotect if result == 0 && is_writable(call) => {
+                allow_executable(call);
+                // Of what kind other memory is cannot be told from here.
+                let pages = range(call.args[0], call.args[1]);
+                let is_ours = RESERVED.covers(&pages);
+                match state::engine() {
+                    Some(process) if is_ours => {
+                        process.take_on(|found| found(pages));
                     }
+                    Some(_) => monitor::search_later(pages.len()),
+                    None => monitor::grew(pages.len()),
                 }
             }
             _ => {}
@@ -452,12 +450,27 @@ fn mapped(call: &Call, result: isize) {
     if result <= 0 || kind != libc::MAP_ANONYMOUS | libc::MAP_PRIVATE {
         return;
     }
-    let writable = (libc::PROT_READ | libc::PROT_WRITE) as usize;
-    if call.args[2] == writable {
+    if is_writable(call) {
+        allow_executable(call);
         grew(range(result as usize, call.args[1]));
     } else if call.args[2] == libc::PROT_NONE as usize {
         // Without room it is searched for later.
         RESERVED.note(&range(result as usize, call.args[1]));
+    }
+}
+
+/// Whether a call has memory be read and written, and executed or not.
+fn is_writable(call: &Call) -> bool {
+    let writable = libc::PROT_READ | libc::PROT_WRITE;
+    call.args[2] as c_int & !libc::PROT_EXEC == writable
+}
+
+/// What a call makes may be executed: so may its pages be when they leave.
+fn allow_executable(call: &Call) {
+    if call.args[2] as c_int & libc::PROT_EXEC != 0
+        && let Some(process) = state::engine()
+    {
+        process.allow_executable();
     }
 }
 

@@ -51,13 +51,15 @@ pub(crate) fn containing(maps: &str, address: usize) -> Option<Range<usize>> {
 }
 
 /// The ranges of `maps`, the content of `/proc/self/maps`, that can be swapped. `program`: the path of the program
-/// itself. `stacks`: addresses in stacks that must stay.
+/// itself. `stacks`: addresses in stacks that must stay. Returns whether some may be executed, as in heaps of runtimes that
+/// hold code, too (SBCL, Chez Scheme).
 pub(crate) fn swappable(
     maps: &str,
     program: &str,
     stacks: &[usize],
     mut found: impl FnMut(Range<usize>),
-) {
+) -> bool {
+    let mut some_executable = false;
     // The file whose mapping ends where the next one begins: what follows a library's data is its zeroed data, which
     // libc and we run on.
     let (mut file, mut file_end) = ("", 0);
@@ -70,7 +72,9 @@ pub(crate) fn swappable(
             file = line.path;
         }
         let kind = line.path.is_empty() || line.path == "[heap]" || line.path.starts_with("[anon");
-        if !line.permissions.starts_with("rw-p") || line.inode != "0" || !kind {
+        let executable = line.permissions.starts_with("rwxp");
+        let writable = executable || line.permissions.starts_with("rw-p");
+        if !writable || line.inode != "0" || !kind {
             continue;
         }
         if zeroed_data && file != program && line.path != "[heap]" {
@@ -80,7 +84,9 @@ pub(crate) fn swappable(
             continue;
         }
         found(line.range);
+        some_executable |= executable;
     }
+    some_executable
 }
 
 /// Mappings of files whose pages hold what the file holds, or tell that they do not: private ones that cannot be written,
@@ -149,10 +155,11 @@ mod tests {
         assert_eq!(
             found,
             [
-                // The program's own zeroed data, its heap, a mapping, a named mapping.
+                // The program's own zeroed data, its heap, a mapping, one that may be executed, a named one.
                 0x5555_5556_0000..0x5555_5566_0000,
                 0x5555_5570_0000..0x5555_5590_0000,
                 0x7fff_0000_0000..0x7fff_0010_0000,
+                0x7fff_2040_0000..0x7fff_2050_0000,
                 0x7fff_3000_0000..0x7fff_3010_0000,
             ]
         );

@@ -541,9 +541,12 @@ pub(crate) fn take_on(process: &Process) {
             .map(|range| range.start)
             .collect();
         let threads = stacks::ranges();
-        maps::swappable(&maps, &program, &stacks, |range| {
+        let some_executable = maps::swappable(&maps, &program, &stacks, |range| {
             stacks::without(range, &threads, &mut *found);
         });
+        if some_executable {
+            process.allow_executable();
+        }
     });
 }
 

@@ -177,6 +177,27 @@ impl Mapping {
         self.advise(range, Advice::LinuxDontNeed, "MADV_DONTNEED")
     }
 
+    /// Lets `range` (offsets from the base) be executed beside being read and written, or no longer. What is there stays.
+    ///
+    /// *Fault path.*
+    pub fn set_executable(
+        &self,
+        range: Range<usize>,
+        executable: bool,
+    ) -> Result<(), MappingError> {
+        self.check(&range)?;
+        let (addr, len) = (self.base + range.start, range.len());
+        let mut access = MprotectFlags::READ | MprotectFlags::WRITE;
+        access.set(MprotectFlags::EXEC, executable);
+        // SAFETY: inside this mapping; it can be read and written before and after.
+        unsafe { mprotect(addr as *mut _, len, access) }.map_err(|errno| MappingError::Advise {
+            advice: "mprotect",
+            addr,
+            len,
+            errno,
+        })
+    }
+
     /// Gives every page of `range` (offsets from the base) a frame of its own, keeping what is there.
     ///
     /// Where registered with userfaultfd this *faults* like a system call would: do it before.

@@ -126,6 +126,7 @@ macro_rules! programs_of_every_user {
             advice_and_places_asked_for: "advice", [38, 30], ["40"];
             what_is_locked_stays: "locked", [38], ["48"];
             threads_that_are_counted_are_the_programs: "counts", [38], ["48"];
+            memory_that_is_executed: "executed", [38, 28], ["40"], 2;
             /// What the program has put in libc's place is not called by us.
             functions_in_the_place_of_libcs: "interposed", [38], ["48"], 1;
         }

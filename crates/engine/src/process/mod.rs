@@ -148,6 +148,12 @@ impl Process {
         self.shared.swap.frames().stop_recycling();
     }
 
+    /// Some of the program's memory may be executed beside being written. It can be taken on, and leaves memory where the system
+    /// lets memory of ours be both, too.
+    pub fn allow_executable(&self) {
+        self.shared.swap.frames().allow_executable();
+    }
+
     /// Whether a thread of the program was seen, in inline mode, with its stack in memory that is taken on.
     #[must_use]
     pub fn has_taken_a_stack(&self) -> bool {
