@@ -228,7 +228,7 @@ fn rustc_makes_the_same_library() {
     check_script(
         "rustc_makes_the_same_library",
         &["rustc", "sha256sum"],
-        &[85],
+        &[65],
         set_up,
         "rustc --edition 2021 -Ccodegen-units=2 --emit=llvm-ir -o big.ll big.rs && sha256sum big.ll",
     );

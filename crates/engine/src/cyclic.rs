@@ -23,9 +23,9 @@ pub(crate) const HAND_EVERY: u32 = 7;
 /// what is read ahead is used before.
 const STAY: usize = 8;
 
-/// Arrivals that are noted at most, where memory is large, and at least.
+/// Arrivals that are noted at most, where memory is large, and at least. One of 24 bytes may be of one page.
 const MOST: usize = 1 << 14;
-const LEAST: usize = 64;
+const LEAST: usize = 1 << 10;
 
 /// Under cyclic access so many of the latest arrivals are looked at whether they are of the same chunk.
 const LOOKS_BACK: usize = 64;
@@ -133,7 +133,7 @@ impl Arrivals {
 
     /// Whether its oldest may leave, where memory holds `room` pages.
     fn is_long(&self, room: usize) -> bool {
-        self.pages > stay(room) || self.queue.len() > self.most / 2
+        self.pages > stay(room) || self.queue.len() > self.most / 4 * 3
     }
 
     fn push(&mut self, arrival: Arrival, looks_back: usize) {
@@ -170,7 +170,7 @@ pub(crate) struct Cyclic {
 impl Cyclic {
     /// For memory that holds so many chunks.
     pub(crate) fn new(chunks: usize) -> Self {
-        let arrivals = Arrivals::new((chunks / 4).clamp(LEAST, MOST));
+        let arrivals = Arrivals::new((chunks * CHUNK_PAGES / STAY).clamp(LEAST, MOST));
         Self {
             state: Mutex::new((Distances::default(), arrivals)),
             is_on: AtomicBool::new(false),

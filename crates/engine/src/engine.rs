@@ -219,7 +219,7 @@ impl EngineBuilder {
             swap,
             budget: Budget::new(self.limit, self.strict),
             density: Density::default(),
-            cyclic: Cyclic::new(blocks_for(self.limit)),
+            cyclic: Cyclic::new(blocks_for(whole)),
             counters: Counters::new(),
             first_mode: mode,
             in_threads: AtomicBool::new(mode == FaultMode::Thread),

@@ -48,6 +48,8 @@ struct Block_ {
     filled: AtomicU64,
     /// Its memory may be executed, as that of pages of code that is written.
     executable: AtomicBool,
+    /// It was changed in vain since it was taken.
+    keeps_access: AtomicBool,
 }
 
 /// Free blocks. The lists have room for all blocks from the start: pushing does not allocate.
@@ -210,9 +212,27 @@ impl FramePool {
         let state = &self.blocks[block as usize];
         // Acquire: nobody has pages there, and the caller has the block.
         let may_be = self.may_be_executed.load(Ordering::Relaxed);
-        if !may_be || self.is_scratch(block) || state.filled.load(Ordering::Acquire) != 0 {
+        if !may_be
+            || self.is_scratch(block)
+            || state.keeps_access.load(Ordering::Relaxed)
+            || state.filled.load(Ordering::Acquire) != 0
+        {
             return false;
         }
+        self.change_access(block)
+    }
+
+    /// What an exchange was for would not go all the same: undoes it, and makes none again for whoever has the block.
+    pub(crate) fn keep_access(&self, block: Block) {
+        let kept = &self.blocks[block as usize].keeps_access;
+        if !kept.swap(true, Ordering::Relaxed) {
+            self.change_access(block);
+        }
+    }
+
+    /// Relaxed throughout: the caller has the block.
+    fn change_access(&self, block: Block) -> bool {
+        let state = &self.blocks[block as usize];
         let executable = !state.executable.load(Ordering::Relaxed);
         let start = block as usize * BLOCK_BYTES;
         let is_done = self
@@ -296,11 +316,11 @@ impl FramePool {
             lists.scratch.push(block);
             (lists.waiting > 0).then_some(&self.scratch_freed)
         } else {
-            let filled = self.blocks[block as usize]
-                .filled
-                .load(Ordering::Acquire)
-                .count_ones();
-            let keep = filled >= REUSE_AT_LEAST && {
+            let state = &self.blocks[block as usize];
+            let filled = state.filled.load(Ordering::Acquire).count_ones();
+            // Most pages cannot be moved in from memory that may be executed.
+            let executable = state.executable.load(Ordering::Relaxed);
+            let keep = filled >= REUSE_AT_LEAST && !executable && {
                 let mut lists = self.lists();
                 let room = lists.reusable.len() < self.reserve.load(Ordering::Relaxed);
                 if room {
@@ -361,9 +381,9 @@ impl Frames for FramePool {
             // A kept block, or one whose memory could not be given back.
             self.empty(block);
         }
-        self.blocks[block as usize]
-            .holds
-            .store(1, Ordering::Relaxed);
+        let state = &self.blocks[block as usize];
+        state.holds.store(1, Ordering::Relaxed);
+        state.keeps_access.store(false, Ordering::Relaxed);
         Some(block)
     }
 

@@ -337,13 +337,6 @@ impl AddressSpace for RealSpace {
                 Ok(()) => moved = count,
                 Err((done, errno)) => {
                     moved += done;
-                    if moved == 0 && errno == Errno::INVAL && !exchanged && self.is_window() {
-                        exchanged = true;
-                        // Before it has a page: it is of the other kind, perhaps.
-                        if self.frames.exchange_access(frame.block) {
-                            continue;
-                        }
-                    }
                     if self.is_window() && errno == Errno::BUSY && !unshared {
                         unshared = true;
                         // Shared with a process made by fork: left in memory, such pages would be all that the two
@@ -359,12 +352,21 @@ impl AddressSpace for RealSpace {
                         && count - moved > 1
                         && spans_mappings(errno)
                         && run(1, |_, rest| step(moved, rest)).is_ok();
-                    if !single {
+                    if single {
+                        moved += 1;
+                        continue;
+                    }
+                    // The block may be of the other kind; as long as it has no page, that can be changed.
+                    let may_fit = moved == 0 && errno == Errno::INVAL && !exchanged;
+                    if !(may_fit && self.is_window() && self.frames.exchange_access(frame.block)) {
                         break;
                     }
-                    moved += 1;
+                    exchanged = true;
                 }
             }
+        }
+        if exchanged && moved == 0 {
+            self.frames.keep_access(frame.block);
         }
         if moved > 0 {
             self.frames.moved_in(frame, moved);

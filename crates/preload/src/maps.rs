@@ -50,16 +50,23 @@ pub(crate) fn containing(maps: &str, address: usize) -> Option<Range<usize>> {
     Some(found.range)
 }
 
+/// What may be done with memory that can be swapped: in heaps of runtimes that hold code, too (SBCL, Chez Scheme), all.
+const WRITABLE: &str = "rw-p";
+const EXECUTABLE: &str = "rwxp";
+
+/// Whether some memory may be both written and executed.
+pub(crate) fn has_executable(maps: &str) -> bool {
+    maps.contains(EXECUTABLE)
+}
+
 /// The ranges of `maps`, the content of `/proc/self/maps`, that can be swapped. `program`: the path of the program
-/// itself. `stacks`: addresses in stacks that must stay. Returns whether some may be executed, as in heaps of runtimes that
-/// hold code, too (SBCL, Chez Scheme).
+/// itself. `stacks`: addresses in stacks that must stay.
 pub(crate) fn swappable(
     maps: &str,
     program: &str,
     stacks: &[usize],
     mut found: impl FnMut(Range<usize>),
-) -> bool {
-    let mut some_executable = false;
+) {
     // The file whose mapping ends where the next one begins: what follows a library's data is its zeroed data, which
     // libc and we run on.
     let (mut file, mut file_end) = ("", 0);
@@ -72,8 +79,9 @@ pub(crate) fn swappable(
             file = line.path;
         }
         let kind = line.path.is_empty() || line.path == "[heap]" || line.path.starts_with("[anon");
-        let executable = line.permissions.starts_with("rwxp");
-        let writable = executable || line.permissions.starts_with("rw-p");
+        let writable = [WRITABLE, EXECUTABLE]
+            .iter()
+            .any(|access| line.permissions.starts_with(access));
         if !writable || line.inode != "0" || !kind {
             continue;
         }
@@ -84,9 +92,7 @@ pub(crate) fn swappable(
             continue;
         }
         found(line.range);
-        some_executable |= executable;
     }
-    some_executable
 }
 
 /// Mappings of files whose pages hold what the file holds, or tell that they do not: private ones that cannot be written,

@@ -541,12 +541,12 @@ pub(crate) fn take_on(process: &Process) {
             .map(|range| range.start)
             .collect();
         let threads = stacks::ranges();
-        let some_executable = maps::swappable(&maps, &program, &stacks, |range| {
-            stacks::without(range, &threads, &mut *found);
-        });
-        if some_executable {
+        if maps::has_executable(&maps) {
             process.allow_executable();
         }
+        maps::swappable(&maps, &program, &stacks, |range| {
+            stacks::without(range, &threads, &mut *found);
+        });
     });
 }
 

@@ -60,6 +60,14 @@ int main(int argc, char **argv)
     page_out(memory, size);
     MUST(mprotect(memory, size, EXECUTED) == 0);
     printf("%016lx\n", call_all(memory, pages, 4099));
+    /* Of each two pages one cannot be written for a while. */
+    for (size_t page = 0; page < 512; page += 2)
+        MUST(mprotect(memory + page * PAGE, PAGE, PROT_READ | PROT_EXEC) == 0);
+    page_out(memory, 512 * PAGE);
+    printf("%016lx\n", call_all(memory, 512, 1));
+    MUST(mprotect(memory, size, EXECUTED) == 0);
+    page_out(memory, 512 * PAGE);
+    printf("%016lx\n", rest(memory, pages));
     /* Both kinds beside each other. */
     char *other = map(size / 2);
     fill(other, size / 2, 5);
