@@ -115,6 +115,14 @@ pub enum Source {
     Device,
 }
 
+impl Source {
+    /// Whether the page was swapped out, and has its contents from there.
+    #[must_use]
+    pub fn is_swapped(self) -> bool {
+        matches!(self, Self::Staged | Self::Device)
+    }
+}
+
 /// The swap subsystem.
 pub struct Swap<F> {
     areas: [OnceLock<SwapArea>; MAX_AREAS],

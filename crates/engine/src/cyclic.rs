@@ -48,12 +48,13 @@ impl Departures {
     /// No page has left memory yet.
     const NONE: u32 = 0;
 
-    pub(crate) fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.0)
-    }
-
     pub(crate) fn new(chunks: usize) -> Self {
         Self((0..chunks).map(|_| AtomicU32::new(Self::NONE)).collect())
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.0)
     }
 
     /// The page of a chunk that is watched, as a mask: each at another place, as what lies in them may be alike.
@@ -69,8 +70,8 @@ impl Departures {
         }
     }
 
-    /// The pages of `mask` have come back to `chunk`: after how many others had left, if it is known of one.
-    fn take(&self, chunk: usize, mask: u64, left: u64) -> Option<u32> {
+    /// The pages of `mask` have come back to `chunk`, now that `left` have left: their distance, if it is known of one.
+    pub(crate) fn take(&self, chunk: usize, mask: u64, left: u64) -> Option<u32> {
         if mask & Self::watched(chunk) == 0 {
             return None;
         }
@@ -182,20 +183,8 @@ impl Cyclic {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// Pages were read from a device, or taken back before they had left (`is_read`: not). `left`: how many pages have left
-    /// memory, of `room` that it holds.
-    pub(crate) fn note(
-        &self,
-        departures: &Departures,
-        arrival: Arrival,
-        is_read: bool,
-        left: u64,
-        room: usize,
-    ) {
-        let distance = departures.take(arrival.chunk, arrival.pages, left);
-        if !is_read {
-            return;
-        }
+    /// Pages were read from a device, one of them at a `distance` that is known. Memory holds `room` pages.
+    pub(crate) fn note(&self, arrival: Arrival, distance: Option<u32>, room: usize) {
         // Who meets another here leaves it: one more or less does not matter.
         let mut state = match self.state.try_lock() {
             Ok(state) => state,
@@ -320,6 +309,13 @@ mod tests {
     const LIMIT: usize = 24 << 20;
     const PAGES: usize = (32 << 20) / PAGE_SIZE;
 
+    /// An engine with more to hold than its limit.
+    fn engine(test: &str) -> Option<(Engine, Region)> {
+        let engine = build_or_skip(Engine::builder().limit(LIMIT as u64), test)?;
+        let region = filled(&engine);
+        Some((engine, region))
+    }
+
     fn filled(engine: &Engine) -> Region {
         let mut region = engine.region(PAGES * PAGE_SIZE).expect("a region");
         for (seed, page) in region.chunks_exact_mut(PAGE_SIZE).enumerate() {
@@ -345,10 +341,9 @@ mod tests {
     #[test]
     fn rounds_through_more_than_memory_holds_read_what_has_no_room() {
         let name = "rounds_through_more_than_memory_holds_read_what_has_no_room";
-        let Some(engine) = build_or_skip(Engine::builder().limit(LIMIT as u64), name) else {
+        let Some((engine, region)) = engine(name) else {
             return;
         };
-        let region = filled(&engine);
         let shares: Vec<_> = (0..12).map(|_| share_read(&engine, &region)).collect();
         assert!(engine.shared().cyclic.is_on());
         assert!(shares[11] < 0.75, "{shares:?}");
@@ -361,11 +356,9 @@ mod tests {
 
     #[test]
     fn random_access_is_not_taken_for_cyclic() {
-        let name = "random_access_is_not_taken_for_cyclic";
-        let Some(engine) = build_or_skip(Engine::builder().limit(LIMIT as u64), name) else {
+        let Some((engine, region)) = engine("random_access_is_not_taken_for_cyclic") else {
             return;
         };
-        let region = filled(&engine);
         let mut number = random(PAGES as u32);
         let mut cyclic = 0;
         for _ in 0..200 {

@@ -224,10 +224,11 @@ impl FramePool {
 
     /// What an exchange was for would not go all the same: undoes it, and makes none again for whoever has the block.
     pub(crate) fn keep_access(&self, block: Block) {
-        let kept = &self.blocks[block as usize].keeps_access;
-        if !kept.swap(true, Ordering::Relaxed) {
-            self.change_access(block);
-        }
+        self.blocks[block as usize]
+            .keeps_access
+            .store(true, Ordering::Relaxed);
+        // If refused it is of the other kind still, for whoever takes it next.
+        self.change_access(block);
     }
 
     /// Relaxed throughout: the caller has the block.

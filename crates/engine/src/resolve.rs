@@ -94,7 +94,7 @@ impl Shared {
         // to wait for him.
         let mut wait = false;
         let source = self.swap.source(mm, page);
-        let swapped = matches!(source, Source::Staged | Source::Device);
+        let swapped = source.is_swapped();
         loop {
             // Who waits for somebody else's page must not take a window out of the limit meanwhile.
             let max_pages = if wait { 1 } else { self.window(region, page) };
@@ -169,27 +169,24 @@ impl Shared {
 
     /// A fault on `page`, found in `source`, has mapped so many pages, neighbours included.
     fn note_arrival(&self, region: &RegionMemory, page: usize, source: Source, mapped: usize) {
-        if mapped == 0
-            || self.policy != Policy::Recency
-            || !matches!(source, Source::Staged | Source::Device)
-        {
+        if mapped == 0 || self.policy != Policy::Recency || !source.is_swapped() {
             return;
         }
         let (chunk, index) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
         // Windows are aligned. Where some of one were there before, they are taken for arrivals, or others are not.
         let window = mapped.next_power_of_two().min(CHUNK_PAGES);
-        let arrival = Arrival {
-            region: region.number,
-            chunk,
-            pages: mask::run(index & !(window - 1), window),
-        };
-        self.cyclic.note(
-            &region.departures,
-            arrival,
-            source == Source::Device,
-            self.counters.pages_out.load(Ordering::Relaxed),
-            self.room_pages(),
-        );
+        let pages = mask::run(index & !(window - 1), window);
+        let left = self.counters.pages_out.load(Ordering::Relaxed);
+        let distance = region.departures.take(chunk, pages, left);
+        if source == Source::Device {
+            let region = region.number;
+            let arrival = Arrival {
+                region,
+                chunk,
+                pages,
+            };
+            self.cyclic.note(arrival, distance, self.room_pages());
+        }
     }
 
     /// How many pages a fault on `page` may map: fewer where so little memory is left for pages that a full window would

@@ -66,6 +66,7 @@ pub(crate) fn start() {
                 mask: action.mask & !BUS,
                 ..action
             };
+            // Refused only where there is no such signal: it has just been asked for.
             // SAFETY: the action that the signal has, but for its mask.
             let _ = unsafe { kernel::set_action(signal, &without) };
         }

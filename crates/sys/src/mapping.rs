@@ -44,10 +44,10 @@ pub enum MappingError {
         /// Length of the mapping.
         len: usize,
     },
-    /// The kernel refused the advice.
+    /// The kernel refused the advice, or the access.
     #[error("{advice} on {len} bytes at {addr:#x} refused: {errno}")]
     Advise {
-        /// The advice, by its constant's name.
+        /// The advice, by its constant's name; or the call.
         advice: &'static str,
         /// First address.
         addr: usize,

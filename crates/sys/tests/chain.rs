@@ -60,6 +60,11 @@ fn a_handler_with_one_argument_gets_it() {
 }
 
 #[test]
+fn a_handler_sees_what_it_interrupted() {
+    survives("traced");
+}
+
+#[test]
 fn a_handler_may_touch_swapped_memory() {
     survives("nested");
 }
@@ -115,6 +120,7 @@ fn in_a_process_of_its_own() {
     match case().as_str() {
         "siginfo" => siginfo(),
         "plain" => plain(),
+        "traced" => traced(),
         "nested" => nested(),
         "poison" => poison(),
         "default" => {
@@ -339,6 +345,27 @@ fn plain() {
         assert_eq!(touch(page), 0);
         assert_eq!(CALLS.load(Ordering::SeqCst), round);
     }
+}
+
+/// Ends the process well if what it interrupted is found through the frame of the signal.
+extern "C" fn trace(_: c_int) {
+    let frames = std::backtrace::Backtrace::force_capture().to_string();
+    eprintln!("{frames}");
+    std::process::exit(i32::from(!frames.contains("interrupted_by_sigbus")));
+}
+
+/// Not by its first instruction: a byte before that one is none of its own.
+#[inline(never)]
+fn interrupted_by_sigbus(page: usize) -> u8 {
+    std::hint::black_box(&page);
+    std::hint::black_box(touch(page))
+}
+
+fn traced() {
+    dispose(trace as *const () as usize, 0);
+    install();
+    interrupted_by_sigbus(broken());
+    panic!("the page was there");
 }
 
 /// A page registered and missing, which `engine` knows; `None` where the host has no userfaultfd.

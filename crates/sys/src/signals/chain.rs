@@ -97,6 +97,7 @@ pub fn chain(fault: Fault<'_>) {
 /// Restores the default action, so that the signal ends the process once our handler has returned.
 fn die(fault: Fault<'_>) {
     // By the raw call: a program's interposed `sigaction` would only note down what it is told, and so would we.
+    // It can be refused for no signal of this number.
     // SAFETY: the default action involves no code of ours.
     let _ = unsafe { kernel::set_action(libc::SIGBUS, &Action::DEFAULT) };
     if fault.is_synchronous() {
